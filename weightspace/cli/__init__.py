@@ -1,0 +1,95 @@
+"""The command line: what the commands are called, and how errors reach the user.
+
+A command is a function elsewhere, named here by its import path and loaded when it is called; its signature is the
+options, its docstring the help page. It returns nothing, and raises errors of `weightspace.errors`.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.text import Text
+
+from weightspace import __version__
+from weightspace.errors import WeightspaceError
+
+COMMANDS = {
+    "demo": ("weightspace.cli.demo:demo", "Run everything on scikit-learn's digits: train, learn, predict, generate."),
+    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo."),
+    "embed": ("weightspace.cli.encode:embed", "Write the embeddings of a zoo's checkpoints."),
+    "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
+    "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
+    "evaluate": ("weightspace.cli.evaluate:evaluate", "Measure generated networks beside their baselines."),
+    "report": ("weightspace.cli.report:report", "Write the page of a zoo or of a run."),
+}
+ZOO_COMMANDS = {
+    "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
+    "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+}
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit codes."""
+
+app = App(
+    name="weightspace",
+    help="Learn from populations of neural networks: train zoos, embed weights, read properties, generate networks.",
+    help_epilogue="Start with `weightspace demo`. Help on a command: `weightspace zoo train --help`.",
+    version=__version__,
+    version_flags=["--version"],
+    result_action="return_none",
+    suppress_keyboard_interrupt=False,
+)
+zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
+app.command(zoo_app)
+for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS)):
+    for _order, (_name, (_path, _help)) in enumerate(_commands.items()):
+        _app.command(_path, name=_name, help=_help, sort_key=_order)
+
+
+app.meta.suppress_keyboard_interrupt = False
+
+
+@app.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative="", help="Show the traceback of an error.")] = False,
+) -> int:
+    """Run one command and turn the user's errors into one sentence and an exit code."""
+    try:
+        app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
+    except (WeightspaceError, CycloptsError, OSError) as error:
+        if debug:
+            raise
+        _say(_sentence(error))
+        return USER_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        _say("interrupted")
+        return INTERRUPTED
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for the user's error, 130 when interrupted.
+
+    Args:
+        arguments: The words after the program's name; those of the process if left out.
+
+    >>> main(["--version"])
+    0.1.0
+    0
+    """
+    return app.meta(list(sys.argv[1:] if arguments is None else arguments), result_action="return_value") or 0
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True).print(Text.assemble(("error: ", "bold red"), sentence), soft_wrap=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # a full disk, a folder without permission
+        return f"{error.strerror}: {os.fspath(error.filename)}" if error.filename else error.strerror
+    return " ".join(str(error).split())

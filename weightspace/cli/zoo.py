@@ -1,0 +1,92 @@
+"""`weightspace zoo`: train a zoo, or look into one."""
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from weightspace.networks import Layout
+from weightspace.zoo import Zoo
+from weightspace.zoo import open as open_zoo
+
+BINS = 20
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def info(path: Path) -> None:
+    """Say what is in a zoo.
+
+    Args:
+        path: Folder of the zoo.
+    """
+    console = Console()
+    zoo = open_zoo(path)
+    console.print(_facts(zoo))
+    factors = _factors(zoo.table)
+    if factors.row_count:
+        console.print(factors)
+
+
+def _facts(zoo: Zoo) -> Table:
+    table = Table(title=str(zoo.header.get("name", zoo.path)), show_header=False, title_justify="left")
+    steps = sorted(zoo.table["step"].unique())
+    table.add_row("models", str(len(zoo.models)))
+    table.add_row("checkpoints", f"{zoo.table.height}, at epochs {', '.join(map(str, steps))}")
+    table.add_row("parameters", ", ".join(_parameters(zoo)))
+    table.add_row("network", _plain(zoo.header.get("network")))
+    table.add_row("data set", _plain(zoo.header.get("dataset")))
+    table.add_row("made by", _plain(zoo.header.get("created_by")))
+    table.add_row("NaN or infinite weights", f"{_damaged(zoo)} checkpoints")
+    last = zoo.last().table
+    accuracy = last.get_column("metric.test_accuracy", default=pl.Series([], dtype=pl.Float64)).drop_nulls().drop_nans()
+    if len(accuracy):
+        table.add_row("last test accuracy", Text(f"0 [{histogram(accuracy)}] 1"))
+        low, middle, high = (float(accuracy.quantile(q) or 0) for q in (0, 0.5, 1))
+        table.add_row("", f"lowest {low:.3f}, median {middle:.3f}, highest {high:.3f}")
+    return table
+
+
+def _factors(checkpoints: pl.DataFrame) -> Table:
+    """The generating factors with their ranges, or their values where they are few or words."""
+    table = Table("factor", "values", title="generating factors", title_justify="left")
+    for column in (c for c in checkpoints.columns if c.startswith("config.")):
+        values = checkpoints[column].drop_nulls().unique().sort()
+        if values.dtype.is_numeric() and len(values) > 6:
+            spread = f"{values[0]:.4g} to {values[-1]:.4g}"
+        else:
+            spread = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values[:6])
+            spread += f" and {len(values) - 6} more" if len(values) > 6 else ""
+        table.add_row(column.removeprefix("config."), spread)
+    return table
+
+
+def histogram(shares: pl.Series) -> str:
+    """A bar for each twentieth of the range 0 to 1; every bin with a value shows.
+
+    >>> histogram(pl.Series([0.0, 0.99, 1.0]))
+    '▄                  █'
+    """
+    bins = (shares * BINS).floor().clip(0, BINS - 1).cast(pl.Int64)
+    counts = [int((bins == i).sum()) for i in range(BINS)]
+    return "".join(BARS[-(-count * (len(BARS) - 1) // max(*counts, 1))] for count in counts)
+
+
+def _parameters(zoo: Zoo) -> list[str]:
+    layouts = {digest: Layout.from_json(zoo.header["layouts"][digest]) for digest in zoo.table["layout"].unique()}
+    return sorted(f"{layout.parameters:,} (layout {digest})" for digest, layout in layouts.items())
+
+
+def _damaged(zoo: Zoo) -> int:
+    layouts = zoo.table["layout"].unique()
+    return zoo.table.height - sum(zoo.where(pl.col("layout") == one).finite().table.height for one in layouts)
+
+
+def _plain(value: object) -> str:
+    """Header data as `key value` pairs, for people."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    if isinstance(value, list):
+        return "x".join(map(str, value))
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,78 @@
+"""What happens to weights before an encoder sees them: alignment to a reference and per-layer standardisation.
+
+Fitted on training networks only, stored with the encoder, apart from its learned weights.
+
+Axes: m network, p parameter.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightspace.errors import LayoutError
+from weightspace.networks.layout import Layout
+from weightspace.symmetry import align_runs, chain_groups, mean_reference
+from weightspace.views.standardise import Standardisation
+from weightspace.zoo import Zoo
+
+REFERENCE_NETWORKS = 64  # the best training networks whose aligned mean is the reference
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Align, then standardise; and back to the units of the weights."""
+
+    layout: Layout
+    reference: Float[Tensor, " p"]
+    """Mean of aligned training networks, in the units of the weights."""
+    scale: Standardisation
+
+    @classmethod
+    def fit(cls, train: Zoo, seed: int = 0) -> "Preparation":
+        """Reference and statistics of a training zoo.
+
+        The reference is the mean of the best trained networks, aligned to the best of them; best by validation
+        accuracy where the zoo has it.
+
+        Raises:
+            LayoutError: The zoo mixes layouts, or its layout is not a plain chain.
+            ZooError: A checkpoint has NaN weights.
+        """
+        train.require_finite("fit on it")
+        groups = chain_groups(train.layout)
+        final, by = train.last(), "metric.validation_accuracy"
+        if by in final.table.columns:
+            final = final.best(min(1.0, REFERENCE_NETWORKS / len(final)), by)
+            order = final.table[by].arg_sort(descending=True).to_list()
+            final = final.take(order)
+        rows = final.weights()[:REFERENCE_NETWORKS]
+        reference = mean_reference(rows, rows[0], train.layout, groups, torch.Generator().manual_seed(seed))
+        preparation = cls(train.layout, reference, Standardisation(torch.zeros(()), torch.ones(())))
+        return cls(train.layout, reference, Standardisation.fit(preparation.aligned(train), train.layout))
+
+    def aligned(self, zoo: Zoo) -> Float[Tensor, "m p"]:
+        """Rows aligned to the reference: every run by the permutation of its last checkpoint in the zoo."""
+        if zoo.layout != self.layout:
+            raise LayoutError(
+                f"the zoo has {zoo.layout.parameters} parameters in layout {zoo.layout.digest}, the encoder was fitted "
+                f"on {self.layout.parameters} in {self.layout.digest}; choose a zoo of the same architecture"
+            )
+        table = zoo.table.with_row_index("position").sort("step", maintain_order=True)
+        last = torch.zeros(len(zoo), dtype=torch.bool)
+        last[table.unique("model", keep="last")["position"].to_list()] = True
+        models = torch.tensor(zoo.table["model"].rank("dense").to_list())
+        generator = torch.Generator().manual_seed(0)
+        return align_runs(
+            zoo.weights(), self.reference, self.layout, chain_groups(self.layout), models, last, generator
+        )
+
+    def apply(self, zoo: Zoo) -> Float[Tensor, "m p"]:
+        """Aligned, standardised rows."""
+        zoo.require_finite("encode it")
+        return self.scale.apply(self.aligned(zoo))
+
+    def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
+        """Standardised rows in the units of the weights; they stay aligned."""
+        return self.scale.invert(rows)

@@ -1,0 +1,77 @@
+"""The networks that zoos are made of: configurations that build modules, and layouts of their weights."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import cattrs
+
+from weightspace.errors import ConfigError, unknown_name
+from weightspace.networks.cnn import CNN, cnn, cnn_l, cnn_s
+from weightspace.networks.layout import Layout, TensorSpec
+from weightspace.networks.mlp import MLP, mlp
+from weightspace.networks.resnet import ResNet18, resnet18
+
+__all__ = ["CNN", "MLP", "Layout", "Network", "ResNet18", "TensorSpec", "by_name", "from_json", "names", "to_json"]
+
+Network = CNN | MLP | ResNet18
+
+_FAMILIES: dict[str, type[Network]] = {"CNN": CNN, "MLP": MLP, "ResNet18": ResNet18}
+_PRESETS: dict[str, Callable[[tuple[int, int, int], int], Network]] = {
+    "cnn": cnn,
+    "cnn_s": cnn_s,
+    "cnn_l": cnn_l,
+    "mlp": mlp,
+    "resnet18": resnet18,
+}
+_converter = cattrs.Converter(forbid_extra_keys=True)
+
+
+def names() -> list[str]:
+    """Names of the presets.
+
+    >>> "cnn" in names()
+    True
+    """
+    return sorted(_PRESETS)
+
+
+def by_name(name: str, image_shape: tuple[int, int, int], classes: int) -> Network:
+    """A preset, fitted to the images.
+
+    Raises:
+        UnknownName: There is no such preset.
+
+    >>> by_name("mlp", (1, 8, 8), 10).hidden
+    (14,)
+    """
+    if name not in _PRESETS:
+        raise unknown_name("network", name, _PRESETS)
+    return _PRESETS[name](image_shape, classes)
+
+
+def to_json(network: Network) -> dict:
+    """A network's configuration as plain data.
+
+    >>> to_json(MLP())["family"]
+    'MLP'
+    """
+    return {"family": type(network).__name__, **asdict(network)}
+
+
+def from_json(data: dict) -> Network:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+        ConfigError: A key is unknown or has a wrong type.
+
+    >>> from_json(to_json(CNN())) == CNN()
+    True
+    """
+    fields = dict(data)
+    family = fields.pop("family", None)
+    if family not in _FAMILIES:
+        raise unknown_name("network family", str(family), _FAMILIES)
+    try:
+        return _converter.structure(fields, _FAMILIES[family])
+    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
+        raise ConfigError(f"this is not a stored {family}: {'; '.join(cattrs.transform_error(error))}") from error

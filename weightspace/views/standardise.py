@@ -1,0 +1,64 @@
+"""Per-layer standardisation of rows (SANE, §2.3 of its reference pipeline): an affine map by position, and its inverse.
+
+Axes: m network, p parameter, l layer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from weightspace.networks.layout import Layout
+from weightspace.views.tokens import tokenised_layers
+
+
+def layer_of_parameter(layout: Layout) -> Int64[Tensor, " p"]:
+    """Number of the layer that each parameter belongs to; a bias belongs to its weight's layer."""
+    number = torch.empty(layout.parameters, dtype=torch.int64)
+    for i, layer in enumerate(tokenised_layers(layout)):
+        number[layer.start : layer.start + layer.outputs * layer.columns] = i
+        if layer.bias is not None:
+            number[layer.bias : layer.bias + layer.outputs] = i
+    return number
+
+
+@dataclass(frozen=True)
+class Standardisation:
+    """(w - mean of its layer) / (standard deviation of its layer), statistics of the training zoo.
+
+    >>> from weightspace.networks import CNN
+    >>> rows = torch.randn(20, 994)
+    >>> scale = Standardisation.fit(rows, Layout.of(CNN().build()))
+    >>> torch.allclose(scale.invert(scale.apply(rows)), rows, atol=1e-6)
+    True
+    """
+
+    mean: Float[Tensor, " p"]
+    std: Float[Tensor, " p"]
+
+    @classmethod
+    def fit(cls, rows: Float[Tensor, "m p"], layout: Layout) -> "Standardisation":
+        """Mean over networks of the layer mean, and root of the mean over networks of the layer variance."""
+        layer = layer_of_parameter(layout)
+        layers = int(layer.max()) + 1
+        size = torch.zeros(layers, dtype=torch.float64).index_add_(0, layer, torch.ones_like(layer, dtype=torch.float64))
+
+        def layer_mean(values: Tensor) -> Tensor:
+            sums = torch.zeros(len(values), layers, dtype=torch.float64).index_add_(1, layer, values)
+            return sums / size
+
+        values = rows.double()
+        means = layer_mean(values)
+        variances = layer_mean((values - means[:, layer]).square())
+        std = variances.mean(0).sqrt()
+        std = torch.where(std > 0, std, 1.0)  # a layer that never varies stays as it is
+        return cls(means.mean(0)[layer].float(), std[layer].float())
+
+    def apply(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
+        """Standardised rows."""
+        return (rows - self.mean.to(rows)) / self.std.to(rows)
+
+    def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
+        """Rows in the units of the weights."""
+        return rows * self.std.to(rows) + self.mean.to(rows)

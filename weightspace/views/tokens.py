@@ -1,0 +1,173 @@
+"""Weight tokens: every output channel of every layer, cut into pieces of one width (SANE, Schürholt et al., 2024, §3).
+
+A layer is a weight with its bias as last column, or a running statistic. Its tensor `[outputs, …]` becomes a matrix
+`[outputs, columns]`; each line is padded to a multiple of the token width and cut. A token's position is (its number in
+the network, its layer, its output channel).
+
+Axes: m network, p parameter, t token, w weight in token.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from weightspace.errors import ConfigError, LayoutError
+from weightspace.networks.layout import Layout
+
+
+@dataclass(frozen=True)
+class TokenisedLayer:
+    """A weight matrix `[outputs, columns]` in a row, its bias column and its tokens."""
+
+    name: str
+    outputs: int
+    columns: int
+    """Columns of the weight, without the bias."""
+    start: int
+    """Where the weight begins in the row."""
+    bias: int | None
+    """Where the bias begins in the row."""
+
+    @property
+    def width(self) -> int:
+        """Values of one output channel, its bias included."""
+        return self.columns + (self.bias is not None)
+
+
+def tokenised_layers(layout: Layout, *, skip_norm: bool = False) -> list[TokenisedLayer]:
+    """The layers that become tokens, in layout order.
+
+    Args:
+        skip_norm: Leave out normalisation layers.
+
+    Raises:
+        LayoutError: A bias has no weight beside it.
+    """
+    biases = {spec.layer_name: spec for spec in layout.tensors if spec.role == "bias"}
+    layers = []
+    for spec in layout.tensors:
+        if spec.role == "bias" or (skip_norm and spec.layer == "norm"):
+            continue
+        bias = biases.pop(spec.layer_name, None) if spec.role == "weight" else None
+        outputs = spec.shape[0] if spec.shape else 1
+        start = layout.slices[spec.name].start
+        bias_start = None if bias is None else layout.slices[bias.name].start
+        layers.append(TokenisedLayer(spec.name, outputs, spec.size // outputs, start, bias_start))
+    lonely = [spec.name for spec in biases.values() if not (skip_norm and spec.layer == "norm")]
+    if lonely:
+        raise LayoutError(f"cannot tokenise {lonely[0]!r}: a bias without a weight in the same layer")
+    return layers
+
+
+class TokenView:
+    """The index map between rows and tokens of one layout.
+
+    Args:
+        width: Values a token.
+        skip_norm: Leave normalisation layers out of the tokens.
+
+    >>> from weightspace.networks import CNN
+    >>> view = TokenView(Layout.of(CNN().build()), width=73)
+    >>> view.count, view.tokenise(torch.zeros(5, 994)).shape
+    (26, torch.Size([5, 26, 73]))
+    """
+
+    def __init__(self, layout: Layout, width: int, *, skip_norm: bool = False):
+        if width < 1:
+            raise ConfigError(f"token width must be at least 1, got {width}")
+        self.layout, self.width = layout, width
+        self.layers = tokenised_layers(layout, skip_norm=skip_norm)
+        chunks = np.array([-(-layer.width // width) for layer in self.layers])
+        self._chunks = torch.from_numpy(chunks)
+        self._ends = torch.from_numpy(np.cumsum(chunks * [layer.outputs for layer in self.layers]))
+
+    @property
+    def count(self) -> int:
+        """Number of tokens of a network."""
+        return int(self._ends[-1])
+
+    def _places(self, tokens: Int64[Tensor, " t"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Layer, output channel and piece of the channel of each token."""
+        layer = torch.searchsorted(self._ends, tokens, right=True)
+        chunks = self._chunks[layer]
+        channel_count = torch.tensor([part.outputs for part in self.layers])[layer]
+        local = tokens - (self._ends[layer] - chunks * channel_count)
+        return layer, local // chunks, local % chunks
+
+    def index(self, tokens: Int64[Tensor, " t"]) -> Int64[Tensor, "t w"]:
+        """Where each value of the given tokens lies in a row; padding points one past the row's end.
+
+        Computed from the layout for these tokens alone, so a window of a huge network costs only its own size.
+        """
+        layer, channel, piece = (x[:, None] for x in self._places(tokens))
+        column = piece * self.width + torch.arange(self.width)
+        columns = torch.tensor([part.columns for part in self.layers])[layer]
+        starts = torch.tensor([part.start for part in self.layers])[layer]
+        biases = torch.tensor([-1 if part.bias is None else part.bias for part in self.layers])[layer]
+        index = torch.full(column.shape, self.layout.parameters)
+        index = torch.where((column == columns) & (biases >= 0), biases + channel, index)
+        return torch.where(column < columns, starts + channel * columns + column, index)
+
+    @cached_property
+    def full_index(self) -> Int64[Tensor, "t w"]:
+        """`index` of all tokens."""
+        return self.index(torch.arange(self.count))
+
+    @cached_property
+    def mask(self) -> Bool[Tensor, "t w"]:
+        """True for weights, false for padding."""
+        return self.full_index < self.layout.parameters
+
+    @cached_property
+    def positions(self) -> Int64[Tensor, "t 3"]:
+        """Number in the network, layer and output channel of each token."""
+        tokens = torch.arange(self.count)
+        layer, channel, _ = self._places(tokens)
+        return torch.stack([tokens, layer, channel], dim=1)
+
+    @cached_property
+    def _inverse(self) -> Int64[Tensor, " p"]:
+        """Where each parameter lies in the flattened tokens; -1 for parameters that are not tokenised."""
+        inverse = torch.full((self.layout.parameters + 1,), -1)
+        inverse[self.full_index.flatten()] = torch.arange(self.full_index.numel())
+        return inverse[:-1]
+
+    def tokenise(
+        self, rows: Float[Tensor, "m p"], tokens: Int64[Tensor, " t"] | None = None
+    ) -> Float[Tensor, "m t w"]:
+        """Tokens of each row, padding is zero; all tokens, or those asked for.
+
+        Raises:
+            LayoutError: The rows have another length than the layout.
+        """
+        if rows.shape[1] != self.layout.parameters:
+            raise LayoutError(f"rows have {rows.shape[1]} values, their layout has {self.layout.parameters} parameters")
+        index = self.full_index if tokens is None else self.index(tokens)
+        padded = torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
+        return padded[:, index.to(rows.device)]
+
+    def detokenise(
+        self, tokens: Float[Tensor, "m t w"], base: Float[Tensor, "m p"] | None = None
+    ) -> Float[Tensor, "m p"]:
+        """Rows from all tokens of each network, the exact inverse of `tokenise`.
+
+        Args:
+            base: Rows that supply the parameters which are not tokenised.
+
+        Raises:
+            LayoutError: Some parameters are not tokenised and there is no base.
+        """
+        inverse = self._inverse.to(tokens.device)
+        missing = inverse < 0
+        rows = tokens.flatten(1)[:, inverse.clamp(min=0)]
+        if not bool(missing.any()):
+            return rows
+        if base is None:
+            raise LayoutError(
+                f"{int(missing.sum())} parameters (normalisation) are not tokenised; give base rows that supply them"
+            )
+        return torch.where(missing, base, rows)

@@ -1,0 +1,108 @@
+"""What the networks of a zoo do: logits and metrics of all checkpoints, and fine-tuning, vectorised.
+
+A zoo may mix activations; its weights are then one matrix, and forward passes run once per activation.
+
+Axes: m checkpoint, n image, k class.
+"""
+
+from collections.abc import Collection, Iterator
+
+import polars as pl
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from weightspace import networks
+from weightspace.datasets import Dataset
+from weightspace.networks.population import (
+    Hyperparameters,
+    population_logits,
+    population_metrics,
+    train_population,
+    with_activation,
+)
+from weightspace.progress import progress_bar
+from weightspace.zoo.store import Zoo
+
+
+def by_activation(zoo: Zoo) -> Iterator[tuple[networks.Network, Int64[Tensor, " i"]]]:
+    """The network and the positions of its checkpoints, for every activation of the zoo."""
+    network = networks.from_json(zoo.header["network"])
+    if "config.activation" not in zoo.table.columns:
+        yield network, torch.arange(len(zoo))
+        return
+    names = zoo.table["config.activation"]
+    for name in names.unique().sort():
+        yield with_activation(network, name), torch.from_numpy((names == name).arg_true().to_numpy().astype("int64"))
+
+
+def logits(zoo: Zoo, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m n k"]:
+    """Logits of every checkpoint on every image, in table order."""
+    rows = zoo.weights()
+    parts, places = [], []
+    for network, place in by_activation(zoo):
+        parts.append(population_logits(network, rows[place], images))
+        places.append(place)
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def metrics(
+    zoo: Zoo, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Mean cross-entropy (nats) and accuracy (share) of every checkpoint."""
+    rows = zoo.weights()
+    loss, accuracy = torch.empty(len(zoo)), torch.empty(len(zoo))
+    for network, place in by_activation(zoo):
+        loss[place], accuracy[place] = population_metrics(network, rows[place], images, labels)
+    return loss, accuracy
+
+
+def fine_tune(
+    zoo: Zoo,
+    data: Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int = 32,
+    checkpoints: Collection[int] | None = None,
+    seed: int = 0,
+    label: str = "fine-tuning",
+) -> Zoo:
+    """Train all checkpoints of a zoo further with Adam, without dropout and weight decay, on all training images.
+
+    Network i of any zoo gets the same batches for the same seed, so that zoos can be compared in pairs.
+
+    Returns:
+        A zoo in memory with a row for each network and kept epoch: `step` is the fine-tuning epoch, `metric.*` are
+        measured on validation and test images.
+    """
+    rows = zoo.weights()
+    kept = range(epochs + 1) if checkpoints is None else sorted(checkpoints)
+    batches = torch.arange(len(zoo)) + (seed << 32)
+    tables, results = [], []
+    with progress_bar(label, epochs * len(list(by_activation(zoo)))) as advance:
+        for network, place in by_activation(zoo):
+            full = torch.ones(len(place))
+            h = Hyperparameters(
+                seeds=batches[place],
+                learning_rate=full * learning_rate,
+                weight_decay=full * 0,
+                dropout=full * 0,
+                train_fraction=full,
+            )
+            stages = train_population(
+                network, rows[place], h, data.train_images, data.train_labels, epochs=epochs, batch_size=batch_size
+            )
+            for epoch, tuned, _ in stages:
+                advance(int(epoch > 0))
+                if epoch not in kept:
+                    continue
+                columns = {"step": [epoch] * len(place)}
+                for part in ("validation", "test"):
+                    images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+                    loss, accuracy = population_metrics(network, tuned, images, labels)
+                    columns |= {f"metric.{part}_loss": loss.tolist(), f"metric.{part}_accuracy": accuracy.tolist()}
+                config = zoo.table[place.tolist()].select("model", pl.col("^config\\..*$"))
+                tables.append(config.with_columns(pl.DataFrame(columns)))
+                results.append(tuned)
+    return Zoo.in_memory(torch.cat(results), zoo.layout, pl.concat(tables), zoo.header)
