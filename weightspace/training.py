@@ -156,7 +156,7 @@ def train(
                     _add(held_out, "validation", loss(model, fabric.to_device(batch)), 1)
                     count += 1
             record |= sums | {name: value / count for name, value in held_out.items()}
-            record["learning_rate"] = schedule.get_last_lr()[0]
+            record["learning_rate"] = float(schedule.get_last_lr()[0])
             record["seconds"] = monotonic() - started
             if not math.isfinite(record["train_loss"]):
                 raise ConfigError(
@@ -171,8 +171,9 @@ def train(
             if fabric.is_global_zero:
                 (folder / f"{LAST}.new").replace(folder / LAST)
                 _write_history(folder / HISTORY, history)
-            for name, value in record.items() if writer is not None else ():
-                writer.add_scalar(name, value, state["epoch"])
+            if writer is not None:
+                for name, value in record.items():
+                    writer.add_scalar(name, value, state["epoch"])
             advance(1, f"validation loss {record['validation_loss']:.4f}")
     if writer is not None:
         writer.close()

@@ -1,8 +1,10 @@
 """`weightspace zoo`: train a zoo, or look into one."""
 
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -10,9 +12,29 @@ from rich.text import Text
 from weightspace.networks import Layout
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
+from weightspace.zoo.recipe import Recipe
+from weightspace.zoo.train import train as train_zoo
 
 BINS = 20
 BARS = " ▁▂▃▄▅▆▇█"
+
+
+def train(
+    path: Path,
+    *,
+    recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 - frozen
+    data_root: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """Train a zoo into a folder, or finish one that was interrupted.
+
+    Args:
+        path: Folder of the zoo.
+        data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.
+        workers: Processes; one a core by default.
+    """
+    zoo = train_zoo(path, recipe, data_root=data_root, workers=workers)
+    Console().print(f"{len(zoo.models)} networks, {len(zoo)} checkpoints: {path}", highlight=False)
 
 
 def info(path: Path) -> None:

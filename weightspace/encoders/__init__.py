@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from weightspace.encoders.pretrained import Pretrained, read_config
+from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
 from weightspace.errors import unknown_name
 from weightspace.training import TrainingConfig

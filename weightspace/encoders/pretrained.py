@@ -12,7 +12,7 @@ import platform
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import cattrs
 import torch
@@ -63,7 +63,7 @@ class Pretrained(ModelHubMixin):
         (save_directory / CONFIG).write_text(json.dumps(content, indent=1))
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any):
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
         folder = Path(model_id)
         if not folder.is_dir():
             hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -71,7 +71,7 @@ class Pretrained(ModelHubMixin):
         return cls.load(folder)
 
     @classmethod
-    def load(cls, folder: Path):
+    def load(cls, folder: Path) -> Self:
         """The encoder in a folder written by `save_pretrained`.
 
         Raises:
@@ -101,7 +101,9 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise WeightspaceError(f"{folder} holds no fitted encoder ({CONFIG} is missing); make one with `weightspace fit`")
+        raise WeightspaceError(
+            f"{folder} holds no fitted encoder ({CONFIG} is missing); make one with `weightspace fit`"
+        )
     try:
         content = json.loads(path.read_text())
         version_found = int(content["version"])
@@ -109,7 +111,8 @@ def read_config(folder: Path) -> dict:
         raise WeightspaceError(f"{path} is not the configuration of a fitted encoder: {error}") from error
     if version_found > FORMAT_VERSION:
         raise WeightspaceError(
-            f"{path} has format version {version_found}, this weightspace reads up to {FORMAT_VERSION}; update weightspace"
+            f"{path} has format version {version_found}, this weightspace reads up to {FORMAT_VERSION}: "
+            "update weightspace"
         )
     return content
 
@@ -127,7 +130,9 @@ def structure(data: dict, kind: type) -> Any:
     try:
         return _converter.structure(data, kind)
     except (cattrs.BaseValidationError, TypeError, ValueError) as error:
-        raise ConfigError(f"this is not a stored {kind.__name__}: {'; '.join(cattrs.transform_error(error))}") from error
+        raise ConfigError(
+            f"this is not a stored {kind.__name__}: {'; '.join(cattrs.transform_error(error))}"
+        ) from error
 
 
 def provenance(optimisation: TrainingConfig, train: Zoo, history: list[dict[str, float]]) -> dict:

@@ -8,8 +8,8 @@ Axes: m network, b window in a batch, t token, w weight in token, d model width,
 
 import math
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -95,7 +95,8 @@ def cnn() -> SANEConfig:
 def resnet18() -> SANEConfig:
     """The published size for the ResNet-18 zoos: about 0.86 G parameters."""
     return SANEConfig(
-        token_width=288, max_positions=(55_000, 100, 550), window=256, halo=64, width=2048, heads=16, depth=8, latent=128
+        token_width=288, max_positions=(55_000, 100, 550), window=256, halo=64,
+        width=2048, heads=16, depth=8, latent=128,
     )  # fmt: skip
 
 
@@ -161,6 +162,7 @@ class Block(nn.Module):
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        """Attention, then MLP, each added to its input."""
         qkv = self.attention_in(self.attention_norm(x)).unflatten(2, (3, self.heads, -1))  # b t 3 h d/h
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)  # b h t d/h
@@ -224,12 +226,15 @@ class SANEModule(nn.Module):
         flat = latents.flatten(1)
         return self.head(F.pad(flat, (0, self.config.window * self.config.latent - flat.shape[1])))
 
-    def forward(self, views: Float[Tensor, "2 b t w"], positions: Int64[Tensor, "t 3"], real: Bool[Tensor, "t w"]):
+    def forward(
+        self, views: Float[Tensor, "2 b t w"], positions: Int64[Tensor, "t 3"], real: Bool[Tensor, "t w"]
+    ) -> dict[str, Tensor]:
         """Loss of two views of the same windows: (1 - gamma) reconstruction + gamma contrast."""
         tokens = views.flatten(0, 1)
         latents = self.encode(tokens, positions)
         reconstruction = masked_mse(self.decode(latents, positions), tokens, real)
-        contrast = nt_xent(*self.project(latents).chunk(2), self.config.temperature)
+        first, second = self.project(latents).chunk(2)
+        contrast = nt_xent(first, second, self.config.temperature)
         share = self.config.contrast
         loss = (1 - share) * reconstruction + share * contrast
         return {"loss": loss, "reconstruction": reconstruction, "contrast": contrast}
@@ -246,6 +251,7 @@ class SANE(Pretrained):
 
     name = "sane"
     Config = SANEConfig
+    module: SANEModule
 
     def __init__(self, config: SANEConfig, preparation: Preparation, header: dict):
         super().__init__(config, preparation, header)
@@ -291,12 +297,12 @@ class SANE(Pretrained):
 
         def shuffled(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             order = torch.randperm(len(rows), generator=generator)
-            for batch in order[: len(rows) // size * size].split(size):
-                yield sane._views(rows[batch], generator)
+            for start in range(0, len(rows) // size * size, size):
+                yield sane._views(rows[order[start : start + size]], generator)
 
         def in_order(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-            for batch in held_out.split(size):
-                yield sane._views(batch, generator)
+            for start in range(0, len(held_out), size):
+                yield sane._views(held_out[start : start + size], generator)
 
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(folder or scratch)
@@ -350,7 +356,7 @@ class SANE(Pretrained):
         """The zoo after encoding and decoding: the ceiling of what can be generated through the latent space."""
         return zoo.with_weights(self.decode(self.latents(zoo)))
 
-    def _haloed(self, sequence: Tensor, apply) -> Tensor:
+    def _haloed(self, sequence: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Apply a map of windows to whole sequences `[m, t, x]`."""
         windows, positions = self.windows, self.view.positions[self.windows]
         networks = max(1, _TOKENS_AT_ONCE // windows.numel())

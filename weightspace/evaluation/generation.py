@@ -2,7 +2,7 @@
 
 Protocol of "Evaluating generators", sections 2 to 7 and 10. Every source of networks is measured alike, on test images;
 learning rates are chosen on validation images; distances are to the training networks T that the generator was fitted
-on, the smaller of those between aligned rows and between rows as given; thresholds come from held-out networks.
+on, the smaller of those to aligned rows and to rows as given; thresholds come from held-out networks.
 
 Axes: m network, p parameter, n image, k class.
 """
@@ -95,9 +95,9 @@ def evaluate_generation(
             where they are missing. A network of "training" is never compared with its own run; those of any other
             source are compared with all of T, so a copy under the old name is still a copy.
         data: Images; test images for every number in the tables, validation images to choose learning rates.
-        training: T, the networks that generators and mixtures were fitted on, best as these saw them: aligned.
+        training: T, the networks that generators and mixtures were fitted on.
         heldout: Networks of runs that no generator has seen: they set Z_U, α and the reference of maxIoU.
-        align: Aligned rows of a zoo.
+        align: Aligned rows of a zoo, to the reference to which T was aligned for generators and mixtures.
         epochs: When to measure in fine-tuning; 0, as made, always is.
         fine_tune: Sources to fine-tune; all that are given, but "training", when missing.
         learning_rate: For fine-tuning; when missing, each source gets the one of a small grid with the highest mean
@@ -145,7 +145,7 @@ def evaluate_generation(
             raise ConfigError(f"fine-tuning {name!r} needs one checkpoint a model: choose one, for example by .last()")
 
     zoos = dict.fromkeys([training, heldout, *sources.values()])  # each once, under however many names
-    observed = {zoo: _Observed.of(zoo, data, align, seed) for zoo in zoos}
+    observed = {zoo: _Observed.of(zoo, data, align, seed, training=zoo is training) for zoo in zoos}
     known = _Training.of(observed[training])
     compared = {name: known.compare(observed[zoo], own=name == TRAINING) for name, zoo in sources.items()}
 
@@ -192,7 +192,7 @@ def median_distance(zoo: Zoo, training: Zoo, align: Align) -> float:
     >>> median_distance(one, other, Zoo.weights)
     3.0
     """
-    return _quantile(novelty.nearest(_frames(zoo, align), _frames(training, align))[0], 0.5)
+    return _quantile(novelty.nearest(_frames(zoo, align), _training_frames(training, align))[0], 0.5)
 
 
 def noise_at_distance(prompts: Zoo, target_distance: float, n: int, generator: torch.Generator, *, align: Align) -> Zoo:
@@ -220,7 +220,7 @@ def noise_at_distance(prompts: Zoo, target_distance: float, n: int, generator: t
     """
     if not 0 < target_distance < inf:
         raise ConfigError(f"the distance of noise copies must be positive, got {target_distance}")
-    reference, state = _frames(prompts, align), generator.get_state()
+    reference, state = _training_frames(prompts, align), generator.get_state()
 
     def distance(sigma: float) -> float:
         generator.set_state(state)  # the same copies and directions at every sigma: distances grow smoothly
@@ -232,7 +232,8 @@ def noise_at_distance(prompts: Zoo, target_distance: float, n: int, generator: t
         low, high = high, 2 * high
         if high > MAX_SIGMA:
             raise ConfigError(
-                f"no noise lies {target_distance:g} from its prompts, tried {MAX_SIGMA} deviations of them"
+                f"no noise lies {target_distance:g} from its prompts, tried up to {MAX_SIGMA:g} deviations of them: "
+                "give prompts that differ"
             )
     while distance(high) > 1.001 * target_distance and high - low > 1e-6 * high:
         middle = (low + high) / 2
@@ -247,21 +248,22 @@ class _Observed:
 
     zoo: Zoo
     rows: Float[Tensor, "2 m p"]
-    """Aligned, and as given."""
+    """In two orders of their units, see `_frames`."""
     predictions: Int64[Tensor, "m n"]
     wrong: Bool[Tensor, "m n"]
     scores: dict[str, Tensor]
     curve: pl.DataFrame
 
     @classmethod
-    def of(cls, zoo: Zoo, data: Dataset, align: Align, seed: int) -> "_Observed":
+    def of(cls, zoo: Zoo, data: Dataset, align: Align, seed: int, *, training: bool) -> "_Observed":
         if not len(zoo):
             raise ZooError(f"zoo {zoo.header.get('name')!r} has no networks to evaluate")
         zoo.require_finite("evaluating networks")
         probabilities, labels = _probabilities(zoo, data), data.test_labels
         predictions = probabilities.argmax(2)
         curve = ensemble_curve(probabilities, labels, generator=torch.Generator().manual_seed(seed))
-        return cls(zoo, _frames(zoo, align), predictions, predictions != labels, scores(probabilities, labels), curve)
+        rows = _training_frames(zoo, align) if training else _frames(zoo, align)
+        return cls(zoo, rows, predictions, predictions != labels, scores(probabilities, labels), curve)
 
 
 @dataclass(frozen=True)
@@ -393,15 +395,27 @@ def _probabilities(zoo: Zoo, data: Dataset) -> Float[Tensor, "m n k"]:
 
 
 def _frames(zoo: Zoo, align: Align) -> Float[Tensor, "2 m p"]:
-    """Rows in two frames: each checkpoint aligned as a model of its own, and as given.
+    """Rows of a source in two orders of units: aligned, and as given.
+
+    Most generators and mixtures work on aligned weights. Their networks are then in the order of T already, which
+    alignment sometimes leaves: a little noise can bring another of two almost equal assignments to the top.
+    """
+    return torch.stack([_aligned_alone(zoo, align), zoo.weights()])
+
+
+def _training_frames(zoo: Zoo, align: Align) -> Float[Tensor, "2 m p"]:
+    """Rows of T to compare with these: aligned, and in the order that generators and mixtures see."""
+    return torch.stack([_aligned_alone(zoo, align), align(zoo)])
+
+
+def _aligned_alone(zoo: Zoo, align: Align) -> Float[Tensor, "m p"]:
+    """Rows, each checkpoint aligned as a model of its own.
 
     A generated network has no run. If training checkpoints were aligned by the last one of their run, exact copies of
-    the earlier ones would be ordered otherwise than they, and look new. As given, a copy of an aligned training network
-    has its order exactly, which alignment after noise sometimes misses.
+    the earlier ones would be ordered otherwise than they, and look new.
     """
     table = pl.DataFrame({"model": [str(number) for number in range(len(zoo))], "step": [0] * len(zoo)})
-    rows = zoo.weights()
-    return torch.stack([align(Zoo.in_memory(rows, zoo.layout, table, zoo.header)), rows])
+    return align(Zoo.in_memory(zoo.weights(), zoo.layout, table, zoo.header))
 
 
 def _runs(zoo: Zoo, training: Zoo) -> Int64[Tensor, " m"]:

@@ -3,9 +3,9 @@
 
 Distances are L2 on rows that are aligned already. Rows can be given in several frames, that is with their hidden units
 in several orders, of which the nearest counts: every frame bounds the distance over all orders from above, and weight
-matching alone can put two almost equal networks into different orders. Behaviour is compared by the wrong predictions of
-networks. Every measure has its meaning only beside that of held-out networks. Checkpoints of one run are near each other
-for a trivial reason, so that comparisons within the training zoo leave out those of the same run.
+matching alone can put two almost equal networks into different orders. Behaviour is compared by wrong predictions.
+Every measure has its meaning only beside that of held-out networks. Checkpoints of one run are near each other for a
+trivial reason, so that comparisons within the training zoo leave out those of the same run.
 
 Axes: f frame, m network, q reference network, p parameter, n image, r run, k class.
 """

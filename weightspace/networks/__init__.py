@@ -1,11 +1,11 @@
 """The networks that zoos are made of: configurations that build modules, and layouts of their weights."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 import cattrs
 
-from weightspace.errors import ConfigError, unknown_name
+from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.networks.cnn import CNN, cnn, cnn_l, cnn_s
 from weightspace.networks.layout import Layout, TensorSpec
 from weightspace.networks.mlp import MLP, mlp
@@ -38,7 +38,11 @@ def names() -> list[str]:
 def by_name(name: str, image_shape: tuple[int, int, int], classes: int) -> Network:
     """A preset, fitted to the images.
 
+    Args:
+        image_shape: Channels, height and width.
+
     Raises:
+        ConfigError: The images are too small for it.
         UnknownName: There is no such preset.
 
     >>> by_name("mlp", (1, 8, 8), 10).hidden
@@ -62,16 +66,23 @@ def from_json(data: dict) -> Network:
     """The configuration that `to_json` wrote.
 
     Raises:
-        ConfigError: A key is unknown or has a wrong type.
+        UnknownName: There is no such family, or it has no such setting.
+        ConfigError: A setting has a wrong type or value.
 
     >>> from_json(to_json(CNN())) == CNN()
     True
     """
-    fields = dict(data)
-    family = fields.pop("family", None)
+    settings = dict(data)
+    family = settings.pop("family", None)
     if family not in _FAMILIES:
         raise unknown_name("network family", str(family), _FAMILIES)
+    known = [field.name for field in fields(_FAMILIES[family])]
+    for name in settings:
+        if name not in known:
+            raise unknown_name(f"setting of {family}", name, known)
     try:
-        return _converter.structure(fields, _FAMILIES[family])
-    except (cattrs.BaseValidationError, TypeError, ValueError) as error:
+        return _converter.structure(settings, _FAMILIES[family])
+    except cattrs.BaseValidationError as error:
+        if ours := error.subgroup(WeightspaceError):  # a value that the family itself refuses
+            raise ours.exceptions[0] from error
         raise ConfigError(f"this is not a stored {family}: {'; '.join(cattrs.transform_error(error))}") from error

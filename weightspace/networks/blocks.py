@@ -48,4 +48,5 @@ class Dropout(nn.Module):
         self.register_buffer("keep", torch.ones(()), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Ordinary dropout in training mode, the mask given from outside in evaluation mode."""
         return F.dropout(x, self.rate) if self.training else x * self.keep

@@ -39,6 +39,8 @@ class CNN:
     def __post_init__(self):
         if not len(self.channels) == len(self.kernels) == len(self.pools) > 0:
             raise ConfigError("channels, kernels and pools of a CNN must have the same length, at least 1")
+        if min(*self.channels, *self.kernels, *self.pools, *self.hidden, self.classes) < 1:
+            raise ConfigError(f"all sizes of a CNN must be at least 1, got {self}")
         if self.padding and any(k % 2 == 0 for k in self.kernels):
             raise ConfigError(f"padding needs odd kernels, got {self.kernels}")
         if not 0 <= self.dropout < 1:

@@ -168,6 +168,4 @@ def _spec(name: str, shape: tuple[int, ...], owner: nn.Module) -> TensorSpec:
     matrix = layer in ("linear", "conv") and role == "weight"
     output_axis = int(transposed) if matrix else (0 if shape and layer != "other" else None)
     input_axis = 1 - int(transposed) if matrix else None
-    return TensorSpec(
-        name=name, shape=shape, layer=layer, role=role, output_axis=output_axis, input_axis=input_axis
-    )
+    return TensorSpec(name=name, shape=shape, layer=layer, role=role, output_axis=output_axis, input_axis=input_axis)

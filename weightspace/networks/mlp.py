@@ -28,6 +28,8 @@ class MLP:
     dropout: float = 0.0
 
     def __post_init__(self):
+        if min(*self.hidden, *self.image_shape, self.classes) < 1:
+            raise ConfigError(f"all sizes of an MLP must be at least 1, got {self}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
 

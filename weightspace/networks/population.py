@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from weightspace.errors import ConfigError, unknown_name
+from weightspace.errors import ConfigError, DatasetError, unknown_name
 from weightspace.networks import Network, streams
 from weightspace.networks.blocks import Dropout
 from weightspace.networks.layout import Layout
@@ -34,10 +34,14 @@ def population_logits(
 ) -> Float[Tensor, "m n k"]:
     """Logits of every network on every image, in evaluation mode.
 
+    Raises:
+        DatasetError: The images have another shape than the network's.
+
     >>> from weightspace.networks import MLP
     >>> population_logits(MLP(), torch.zeros(3, 1060), torch.zeros(5, 1, 8, 8)).shape
     torch.Size([3, 5, 10])
     """
+    _check_images(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)), in_dims=(0, None))
@@ -45,7 +49,7 @@ def population_logits(
     for some in rows.split(_MODELS):
         state = layout.unflatten(some)
         blocks.append(torch.cat([forward(state, x) for x in images.split(_IMAGES)], dim=1))
-    return torch.cat(blocks) if blocks else rows.new_zeros(0, len(images), network.classes)
+    return torch.cat(blocks)
 
 
 def population_metrics(
@@ -59,6 +63,9 @@ def population_metrics(
 
     Args:
         weights: How much each image counts for each network; all the same when missing.
+
+    Raises:
+        DatasetError: The images have another shape than the network's.
 
     >>> from weightspace.networks import MLP
     >>> population_metrics(MLP(), torch.zeros(2, 1060), torch.zeros(4, 1, 8, 8), torch.zeros(4).long())[1]
@@ -83,6 +90,9 @@ def initial_rows(
         init: `kaiming_*` and `xavier_*` follow He et al. (2015, gain √2) and Glorot and Bengio (2010); `uniform` is
             U(0, 1) and `normal` N(0, 1), as in the Model Zoos (Schürholt et al., 2022).
         scale: Factor on all weights, per network.
+
+    Raises:
+        UnknownName: There is no such initialisation.
 
     >>> from weightspace.networks import MLP
     >>> initial_rows(MLP(), torch.tensor([1, 2]), "kaiming_uniform", torch.ones(2)).shape
@@ -110,7 +120,13 @@ def initial_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
-    """What each network of a population is trained with; tensors `[m]`."""
+    """What each network of a population is trained with; tensors `[m]`.
+
+    >>> one = torch.ones(1)
+    >>> Hyperparameters(seeds=torch.tensor([7]), learning_rate=one, weight_decay=one, dropout=one, train_fraction=one)
+    Traceback (most recent call last):
+    weightspace.errors.ConfigError: dropout must lie in [0, 1)
+    """
 
     seeds: Int64[Tensor, " m"]
     learning_rate: Float[Tensor, " m"]
@@ -128,7 +144,11 @@ class Hyperparameters:
 
 
 def subset_sizes(fraction: Float[Tensor, " m"], images: int, classes: int) -> Int64[Tensor, " m"]:
-    """Number of training images that each network sees: the rounded share, at least one a class."""
+    """Number of training images that each network sees: the rounded share, but at least as many as classes.
+
+    >>> subset_sizes(torch.tensor([0.25, 0.001]), 1000, 10)
+    tensor([250,  10])
+    """
     return (fraction.double() * images).round().long().clamp(min(classes, images), images)
 
 
@@ -151,23 +171,25 @@ def train_population(
     with PyTorch's defaults.
 
     Args:
-        rows: Weights to start from.
+        rows: Weights to start from; not changed.
         checkpoints: Epochs to yield, 0 is before training; all of them when missing.
 
     Yields:
         Epoch, a copy of the rows, and 1.0 for every network that has diverged (its row is its last finite one).
 
     Raises:
-        ConfigError: The network has batch normalisation, the batch is larger than the data, or the optimiser is unknown.
+        ConfigError: The network has batch normalisation, or the batch is larger than the data.
+        UnknownName: There is no such optimiser.
+        DatasetError: The images have another shape than the network's.
     """
     if optimiser not in ("adam", "sgd"):
         raise unknown_name("optimiser", optimiser, ("adam", "sgd"))
     if not 1 <= batch_size <= len(images):
         raise ConfigError(f"batch_size must lie between 1 and the {len(images)} training images, got {batch_size}")
+    _check_images(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
-    if any(spec.layer == "norm" for spec in layout.tensors):
-        raise ConfigError("population training does not support batch normalisation; choose a network without it")
+    check_trainable(layout)
     h = hyperparameters
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
     forward = vmap(lambda state, x: functional_call(module, state, (x,)))
@@ -210,10 +232,18 @@ def train_population(
             yield epoch, rows.clone(), diverged[:, 0].float()
 
 
-def subset_weights(
-    hyperparameters: Hyperparameters, images: int, classes: int
-) -> Float[Tensor, "m n"]:
-    """One for each training image that a network saw, zero for the others; for metrics on its own training data."""
+def check_trainable(layout: Layout) -> None:
+    """Refuse what `train_population` cannot train.
+
+    Raises:
+        ConfigError: The network has batch normalisation, whose running statistics the optimiser does not make.
+    """
+    if any(spec.layer == "norm" for spec in layout.tensors):
+        raise ConfigError("population training does not support batch normalisation; choose a network without it")
+
+
+def subset_weights(hyperparameters: Hyperparameters, images: int, classes: int) -> Float[Tensor, "m n"]:
+    """One for each training image that a network sees, zero for the others; for metrics on its own training data."""
     h = hyperparameters
     sizes = subset_sizes(h.train_fraction, images, classes)
     subset = streams.permutation(h.seeds, _SUBSET, images)
@@ -222,8 +252,21 @@ def subset_weights(
 
 
 def with_activation(network: Network, name: str) -> Network:
-    """The same network with another activation; its layout does not change."""
+    """The same network with another activation; its layout does not change.
+
+    >>> from weightspace.networks import MLP
+    >>> with_activation(MLP(), "tanh").activation
+    'tanh'
+    """
     return replace(network, activation=name)
+
+
+def _check_images(network: Network, images: Tensor) -> None:
+    if tuple(images.shape[1:]) != network.image_shape:
+        raise DatasetError(
+            f"the network is made for images of shape {network.image_shape}, got {tuple(images.shape[1:])}: "
+            "use the data set that it was trained on"
+        )
 
 
 def _dropout_shapes(module: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:

@@ -48,7 +48,8 @@ def normal(seeds: Int64[Tensor, " m"], stream: int, n: int) -> Float[Tensor, "m 
     >>> bool(normal(torch.tensor([1]), 0, 1000).std().sub(1).abs() < 0.1)
     True
     """
-    return torch.special.ndtri(uniform(seeds, stream, n) + 2.0**-25)
+    # the middles of the intervals, in float64: in float32 the last one rounds to 1, which is infinity
+    return torch.special.ndtri(uniform(seeds, stream, n).double() + 2.0**-25).float()
 
 
 def permutation(seeds: Int64[Tensor, " m"], stream: int, n: int) -> Int64[Tensor, "m n"]:

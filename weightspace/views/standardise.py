@@ -14,7 +14,14 @@ from weightspace.views.tokens import tokenised_layers
 
 
 def layer_of_parameter(layout: Layout) -> Int64[Tensor, " p"]:
-    """Number of the layer that each parameter belongs to; a bias belongs to its weight's layer."""
+    """Number of the layer that each parameter belongs to; a bias belongs to its weight's layer.
+
+    Raises:
+        LayoutError: A bias has no weight beside it.
+
+    >>> layer_of_parameter(Layout.of(torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 2))))
+    tensor([0, 0, 0, 1, 1, 1, 1])
+    """
     number = torch.empty(layout.parameters, dtype=torch.int64)
     for i, layer in enumerate(tokenised_layers(layout)):
         number[layer.start : layer.start + layer.outputs * layer.columns] = i
@@ -42,7 +49,7 @@ class Standardisation:
         """Mean over networks of the layer mean, and root of the mean over networks of the layer variance."""
         layer = layer_of_parameter(layout)
         layers = int(layer.max()) + 1
-        size = torch.zeros(layers, dtype=torch.float64).index_add_(0, layer, torch.ones_like(layer, dtype=torch.float64))
+        size = layer.bincount().double()
 
         def layer_mean(values: Tensor) -> Tensor:
             sums = torch.zeros(len(values), layers, dtype=torch.float64).index_add_(1, layer, values)

@@ -45,7 +45,7 @@ def tokenised_layers(layout: Layout, *, skip_norm: bool = False) -> list[Tokenis
         skip_norm: Leave out normalisation layers.
 
     Raises:
-        LayoutError: A bias has no weight beside it.
+        LayoutError: A bias has no weight beside it or another number of outputs, or nothing is left.
     """
     biases = {spec.layer_name: spec for spec in layout.tensors if spec.role == "bias"}
     layers = []
@@ -54,12 +54,19 @@ def tokenised_layers(layout: Layout, *, skip_norm: bool = False) -> list[Tokenis
             continue
         bias = biases.pop(spec.layer_name, None) if spec.role == "weight" else None
         outputs = spec.shape[0] if spec.shape else 1
+        if bias is not None and (bias.size != outputs or spec.output_axis == 1):
+            raise LayoutError(
+                f"cannot tokenise {spec.name!r}: the first axis of {spec.shape} does not count the outputs "
+                f"that {bias.name!r} {bias.shape} belongs to"
+            )
         start = layout.slices[spec.name].start
         bias_start = None if bias is None else layout.slices[bias.name].start
         layers.append(TokenisedLayer(spec.name, outputs, spec.size // outputs, start, bias_start))
     lonely = [spec.name for spec in biases.values() if not (skip_norm and spec.layer == "norm")]
     if lonely:
         raise LayoutError(f"cannot tokenise {lonely[0]!r}: a bias without a weight in the same layer")
+    if not layers:
+        raise LayoutError(f"there is nothing to tokenise among {[spec.name for spec in layout.tensors]}")
     return layers
 
 
@@ -136,9 +143,7 @@ class TokenView:
         inverse[self.full_index.flatten()] = torch.arange(self.full_index.numel())
         return inverse[:-1]
 
-    def tokenise(
-        self, rows: Float[Tensor, "m p"], tokens: Int64[Tensor, " t"] | None = None
-    ) -> Float[Tensor, "m t w"]:
+    def tokenise(self, rows: Float[Tensor, "m p"], tokens: Int64[Tensor, " t"] | None = None) -> Float[Tensor, "m t w"]:
         """Tokens of each row, padding is zero; all tokens, or those asked for.
 
         Raises:
@@ -147,8 +152,10 @@ class TokenView:
         if rows.shape[1] != self.layout.parameters:
             raise LayoutError(f"rows have {rows.shape[1]} values, their layout has {self.layout.parameters} parameters")
         index = self.full_index if tokens is None else self.index(tokens)
-        padded = torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)
-        return padded[:, index.to(rows.device)]
+        index = index.to(rows.device)
+        end = self.layout.parameters
+        values = rows.index_select(1, index.clamp(max=end - 1).flatten()).unflatten(1, index.shape)
+        return values.masked_fill_(index == end, 0.0)
 
     def detokenise(
         self, tokens: Float[Tensor, "m t w"], base: Float[Tensor, "m p"] | None = None
@@ -159,8 +166,13 @@ class TokenView:
             base: Rows that supply the parameters which are not tokenised.
 
         Raises:
-            LayoutError: Some parameters are not tokenised and there is no base.
+            LayoutError: The tokens are of another layout or width, or parameters are not tokenised and no base is
+                given.
         """
+        if tokens.shape[1:] != (self.count, self.width):
+            raise LayoutError(
+                f"got tokens of shape {tuple(tokens.shape[1:])}, this layout has {self.count} tokens of {self.width}"
+            )
         inverse = self._inverse.to(tokens.device)
         missing = inverse < 0
         rows = tokens.flatten(1)[:, inverse.clamp(min=0)]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weightspace import networks
 from weightspace.datasets import Dataset
+from weightspace.errors import ConfigError, ZooError
 from weightspace.networks.population import (
     Hyperparameters,
     population_logits,
@@ -26,7 +27,13 @@ from weightspace.zoo.store import Zoo
 
 
 def by_activation(zoo: Zoo) -> Iterator[tuple[networks.Network, Int64[Tensor, " i"]]]:
-    """The network and the positions of its checkpoints, for every activation of the zoo."""
+    """The network and the positions of its checkpoints, for every activation of the zoo.
+
+    Raises:
+        ZooError: The zoo has no checkpoints.
+    """
+    if not len(zoo):
+        raise ZooError(f"{zoo!r} has no checkpoints to run; select some")
     network = networks.from_json(zoo.header["network"])
     if "config.activation" not in zoo.table.columns:
         yield network, torch.arange(len(zoo))
@@ -37,7 +44,12 @@ def by_activation(zoo: Zoo) -> Iterator[tuple[networks.Network, Int64[Tensor, " 
 
 
 def logits(zoo: Zoo, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m n k"]:
-    """Logits of every checkpoint on every image, in table order."""
+    """Logits of every checkpoint on every image, in table order.
+
+    Raises:
+        ZooError: The zoo has no checkpoints.
+        DatasetError: The images have another shape than those the zoo was trained on.
+    """
     rows = zoo.weights()
     parts, places = [], []
     for network, place in by_activation(zoo):
@@ -49,7 +61,12 @@ def logits(zoo: Zoo, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m n k"]
 def metrics(
     zoo: Zoo, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """Mean cross-entropy (nats) and accuracy (share) of every checkpoint."""
+    """Mean cross-entropy (nats) and accuracy (share) of every checkpoint, in table order.
+
+    Raises:
+        ZooError: The zoo has no checkpoints.
+        DatasetError: The images have another shape than those the zoo was trained on.
+    """
     rows = zoo.weights()
     loss, accuracy = torch.empty(len(zoo)), torch.empty(len(zoo))
     for network, place in by_activation(zoo):
@@ -72,12 +89,25 @@ def fine_tune(
 
     Network i of any zoo gets the same batches for the same seed, so that zoos can be compared in pairs.
 
+    Args:
+        zoo: One checkpoint a model.
+        checkpoints: Epochs to keep, 0 is before training; all of them when missing.
+
     Returns:
         A zoo in memory with a row for each network and kept epoch: `step` is the fine-tuning epoch, `metric.*` are
         measured on validation and test images.
+
+    Raises:
+        ZooError: The zoo has no checkpoints, or several of one model.
+        ConfigError: A kept epoch is never reached, or the batch is larger than the data.
+        DatasetError: The images have another shape than those the zoo was trained on.
     """
-    rows = zoo.weights()
     kept = range(epochs + 1) if checkpoints is None else sorted(checkpoints)
+    if not kept or not 0 <= kept[0] <= kept[-1] <= epochs:
+        raise ConfigError(f"checkpoints must lie between 0 and {epochs} epochs, got {list(kept)}")
+    if len(zoo.models) < len(zoo):
+        raise ZooError(f"{zoo!r} has several checkpoints of a model; fine-tune one of each, for example zoo.last()")
+    rows = zoo.weights()
     batches = torch.arange(len(zoo)) + (seed << 32)
     tables, results = [], []
     with progress_bar(label, epochs * len(list(by_activation(zoo)))) as advance:

@@ -35,16 +35,23 @@ class Recipe:
     checkpoints: tuple[int, ...] = ()
     """Epochs to keep, 0 is before training; nine of them, denser at the start, when empty."""
     batch_size: int = 32
+    """Images a step."""
     learning_rate: tuple[float, float] = (3e-4, 3e-2)
+    """Range of the learning rate."""
     weight_decay: tuple[float, float] = (1e-6, 1e-2)
+    """Range of the coefficient of the L2 penalty."""
     dropout: tuple[float, float] = (0.0, 0.3)
+    """Range of the dropout rate."""
     init_scale: tuple[float, float] = (0.3, 2.0)
-    """Factor on the initial weights."""
+    """Range of the factor on the initial weights."""
     train_fraction: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
     """Shares of the training images."""
     init: tuple[str, ...] = ("kaiming_uniform", "kaiming_normal")
+    """Initialisations of the weights."""
     activation: tuple[str, ...] = ("relu", "tanh", "gelu")
+    """Activations of the hidden layers."""
     optimiser: tuple[Literal["adam", "sgd"], ...] = ("adam",)
+    """Optimisers; SGD has momentum 0.9."""
     train_limit: int | None = None
     """Use only so many training images."""
     seed: int = 0
@@ -62,6 +69,9 @@ class Recipe:
         for name in self.optimiser:
             if name not in ("adam", "sgd"):
                 raise unknown_name("optimiser", name, ("adam", "sgd"))
+        for name in ("activation", "init", "optimiser", "train_fraction"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must name at least one choice")
         for name in ("models", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -71,8 +81,10 @@ class Recipe:
                 raise ConfigError(f"{name} must be a range 0 < low <= high, got ({low}, {high})")
         if not 0 <= self.dropout[0] <= self.dropout[1] < 1:
             raise ConfigError(f"dropout must be a range within [0, 1), got {self.dropout}")
-        if not self.train_fraction or not all(0 < f <= 1 for f in self.train_fraction):
+        if not all(0 < f <= 1 for f in self.train_fraction):
             raise ConfigError(f"train_fraction must be shares in (0, 1], got {self.train_fraction}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must lie between 0 and 2^63 - 1, got {self.seed}")
         if any(not 0 <= epoch <= self.epochs for epoch in self.checkpoints):
             raise ConfigError(f"checkpoints must lie between 0 and {self.epochs} epochs, got {self.checkpoints}")
 
@@ -89,14 +101,18 @@ class Recipe:
         return tuple(sorted({round(share * self.epochs) for share in shares}))
 
     def plan(self) -> pl.DataFrame:
-        """One row a network: its name and its `config.*` factors."""
+        """One row a network: its name and its `config.*` factors.
+
+        >>> Recipe(models=2, learning_rate=(0.01, 0.01)).plan()["config.learning_rate"].to_list()
+        [0.01, 0.01]
+        """
         base = torch.tensor([self.seed])
-        seeds = streams.bits(base, 0, self.models)[0] >> 1 & 0x7FFFFFFF
+        seeds = streams.bits(base, 0, self.models)[0] >> 11 & (2**53 - 1)  # exact in float64 and JSON too
         draws = streams.uniform(seeds, 0, 8).double()
 
         def log_uniform(column: int, bounds: tuple[float, float]) -> list[float]:
             low, high = torch.tensor(bounds, dtype=torch.float64).log()
-            return (low + (high - low) * draws[:, column]).exp().tolist()
+            return (low + (high - low) * draws[:, column]).exp().clamp(*bounds).tolist()  # exp(log(x)) may miss x
 
         def choice(column: int, options: tuple) -> list:
             return [options[i] for i in (draws[:, column] * len(options)).long().tolist()]

@@ -311,6 +311,14 @@ class Zoo:
             values[name] = value
         return replace(self, table=self.table.with_columns(**values))
 
+    def with_weights(self, rows: Float[Tensor, "m p"]) -> "Zoo":
+        """The same checkpoints with other weights, in memory.
+
+        Raises:
+            ZooError: The rows do not fit the layout or the number of checkpoints.
+        """
+        return Zoo.in_memory(rows, self.layout, self.table.drop(LOCATION), self.header)
+
     def save(self, path: str | os.PathLike[str]) -> "Zoo":
         """Write the selected checkpoints, as float32, into a new zoo folder, which appears when it is complete.
 

@@ -1,26 +1,30 @@
 """Train a zoo: a recipe becomes work units, each a vectorised population, run in this process or in a process pool.
 
 A unit holds networks of one activation and optimiser. It is a function of the recipe and its number alone, and it is
-committed to the store as one part: a killed run repeats the units in flight and ends with the same zoo.
+committed to the store as one part: a killed run repeats the units in flight and ends with the same zoo. Workers train
+and this process commits: one that outlives a killed run writes nothing.
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import joblib
+import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import weightspace
 from weightspace import datasets, networks
-from weightspace.errors import ConfigError
+from weightspace.errors import ConfigError, DatasetError
 from weightspace.networks.layout import Layout
 from weightspace.networks.population import (
     Hyperparameters,
+    check_trainable,
     initial_rows,
     population_metrics,
     subset_weights,
@@ -32,9 +36,11 @@ from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.store import Zoo, ZooWriter
 from weightspace.zoo.store import open as open_zoo
 
-UNIT_MODELS = (
-    24  # networks trained together: enough to fill a core's vector units, few enough to lose little in a crash
-)
+UNIT_MODELS = 24
+"""Networks trained together: enough to fill a core's vector units, few enough to lose little in a crash."""
+
+Trained = tuple[str, np.ndarray, pl.DataFrame]
+"""Part, rows and table of a unit."""
 
 
 @dataclass(frozen=True)
@@ -71,30 +77,34 @@ def train(
     """Train the recipe's zoo into a folder, or finish it there.
 
     Args:
+        path: Folder of the zoo, new or with a part of this zoo.
         data_root: Folder of image data sets; the environment variable `WEIGHTSPACE_DATA` when missing.
         workers: Processes; one a core when missing, 1 trains in this process.
 
     Raises:
         ZooError: The folder holds another zoo.
         DatasetError: The images cannot be read.
-        ConfigError: The network cannot be trained as a population.
+        ConfigError: The network cannot be trained as a population, the batch is larger than the data, or there is no
+            worker.
 
     >>> import tempfile
     >>> zoo = train(tempfile.mkdtemp() + "/zoo", Recipe(models=2, epochs=1, train_limit=64), workers=1)
     >>> len(zoo)
     4
     """
-    root = None if data_root is None else Path(data_root)
-    data = _dataset(recipe.data, root, recipe.train_limit, recipe.seed)
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers must be at least 1, got {workers}")
+    root = None if data_root is None else Path(data_root).resolve()
+    data = datasets.load(recipe.data, root, train_limit=recipe.train_limit, seed=recipe.seed)
     network = networks.by_name(recipe.network, data.image_shape, data.classes)
     layout = Layout.of(network.build())
+    check_trainable(layout)
     if recipe.batch_size > len(data.train_images):
         raise ConfigError(
             f"batch_size {recipe.batch_size} is larger than the {len(data.train_images)} training images of "
             f"{recipe.data}; make it smaller"
         )
     header = {
-        "name": Path(path).name,
         "network": networks.to_json(network),
         "dataset": {"name": data.name, "digest": data.digest, "image_shape": list(data.image_shape)},
         "recipe": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()},
@@ -108,38 +118,57 @@ def train(
     done = writer.parts()
     pending = [unit for unit in units(recipe) if unit.part not in done]
     workers = min(workers or joblib.cpu_count(), len(pending))
-    jobs = (joblib.delayed(_train_unit)(Path(path), recipe, root, unit) for unit in pending)
     with progress_bar(f"training {recipe.models} networks", recipe.models) as advance:
         advance(recipe.models - sum(len(unit.plan) for unit in pending))
-        for trained, accuracy in _run(jobs, workers):
-            advance(trained, f"test accuracy {accuracy:.3f}")
+        for part, rows, table in _trained(recipe, data, root, pending, workers):
+            writer.append(part, torch.from_numpy(rows), table)
+            final = table.filter(pl.col("step") == pl.col("step").max())
+            advance(len(final), f"test accuracy {final['metric.test_accuracy'].to_numpy().mean():.3f}")
     return open_zoo(path)
 
 
-def _run(jobs: Iterator, workers: int) -> Iterator[tuple[int, float]]:
+def _trained(
+    recipe: Recipe, data: datasets.Dataset, root: Path | None, pending: Iterable[Unit], workers: int
+) -> Iterator[Trained]:
+    """The units as they are finished."""
     if workers > 1:
         pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=workers)
-        yield from pool(jobs)
+        yield from pool(joblib.delayed(_train_in_worker)(recipe, root, data.digest, unit) for unit in pending)
     else:
-        yield from (function(*args, **kwargs) for function, args, kwargs in jobs)
+        for unit in pending:
+            rows, table = train_unit(recipe, data, unit.plan)
+            yield unit.part, rows.numpy(), table
 
 
-@lru_cache(maxsize=2)
-def _dataset(name: str, root: Path | None, train_limit: int | None, seed: int) -> datasets.Dataset:
-    return datasets.load(name, root, train_limit=train_limit, seed=seed)
-
-
-def _train_unit(path: Path, recipe: Recipe, root: Path | None, unit: Unit) -> tuple[int, float]:
-    """Train one unit, commit it, and return its size and mean final test accuracy."""
-    data = _dataset(recipe.data, root, recipe.train_limit, recipe.seed)
+def _train_in_worker(recipe: Recipe, root: Path | None, digest: str, unit: Unit) -> Trained:
+    data = _dataset(recipe.data, root, recipe.train_limit, recipe.seed, digest)
     rows, table = train_unit(recipe, data, unit.plan)
-    ZooWriter.open(path).append(unit.part, rows, table)
-    final = table.filter(pl.col("step") == table["step"].max())
-    return len(unit.plan), float(final["metric.test_accuracy"].mean())  # type: ignore[arg-type]
+    return unit.part, rows.numpy(), table
 
 
-def train_unit(recipe: Recipe, data: datasets.Dataset, plan: pl.DataFrame) -> tuple[Tensor, pl.DataFrame]:
-    """Train networks of one activation and optimiser; rows and table of their checkpoints, ordered by network."""
+@lru_cache(maxsize=1)
+def _dataset(name: str, root: Path | None, train_limit: int | None, seed: int, digest: str) -> datasets.Dataset:
+    """Read once a worker; the digest is part of the key, since workers live longer than a zoo and files may change."""
+    data = datasets.load(name, root, train_limit=train_limit, seed=seed)
+    if data.digest != digest:
+        raise DatasetError(f"the images of {name} changed while the zoo was training; train into a new folder")
+    return data
+
+
+def train_unit(recipe: Recipe, data: datasets.Dataset, plan: pl.DataFrame) -> tuple[Float[Tensor, "n p"], pl.DataFrame]:
+    """Train networks of one activation and optimiser as one population.
+
+    Args:
+        plan: Some rows of the recipe's plan.
+
+    Returns:
+        Weights and table of the checkpoints, ordered by network, then epoch.
+
+    >>> recipe = Recipe(models=2, epochs=1, activation=("relu",))
+    >>> rows, table = train_unit(recipe, datasets.load("digits"), recipe.plan())
+    >>> rows.shape, table["step"].to_list()
+    (torch.Size([4, 994]), [0, 1, 0, 1])
+    """
     network = networks.by_name(recipe.network, data.image_shape, data.classes)
     network = with_activation(network, plan["config.activation"][0])
     factors = {name: torch.tensor(plan[f"config.{name}"].to_list()) for name in _PER_NETWORK}

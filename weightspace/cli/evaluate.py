@@ -1,0 +1,77 @@
+"""`weightspace predict` and `weightspace evaluate`."""
+
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+
+from weightspace import datasets, encoders, evaluation
+from weightspace.zoo import open as open_zoo
+
+
+def predict(
+    encoder: Path, zoo: Path, *, targets: tuple[str, ...] = (), out: Path = Path("tables"), split_seed: int = 0
+) -> None:
+    """Predict properties of the zoo's test models from embeddings and from simple baselines.
+
+    Args:
+        encoder: Folder of a fitted encoder.
+        zoo: Folder of the zoo that it was fitted on.
+        targets: Columns such as metric.test_accuracy or config.learning_rate; all of them by default.
+        out: Folder for properties.csv and predictions.csv.
+        split_seed: Seed of the split that the encoder was fitted with.
+    """
+    scores, predictions = evaluation.properties(encoders.load(encoder), open_zoo(zoo), targets, seed=split_seed)
+    out.mkdir(parents=True, exist_ok=True)
+    scores.write_csv(out / "properties.csv")
+    predictions.write_csv(out / "predictions.csv")
+    shown = scores.filter(pl.col("metric").is_in(["r2", "kendall_tau", "accuracy", "majority"]))
+    wide = shown.pivot("metric", index=["target", "representation", "probe"], values="value")
+    _print(wide, f"properties of unseen models ({out})")
+
+
+def evaluate(
+    samples: Path,
+    encoder: Path,
+    zoo: Path,
+    *,
+    out: Path = Path("tables"),
+    epochs: tuple[int, ...] = (0, 1, 5),
+    best: float = 0.3,
+    learning_rate: float | None = None,
+    data_root: Path | None = None,
+    split_seed: int = 0,
+) -> None:
+    """Measure generated networks beside noise, averages, random initialisation and held-out networks.
+
+    Args:
+        samples: Folder of the generated networks.
+        encoder: Folder of the encoder that they were generated with.
+        zoo: Folder of the zoo that it was fitted on.
+        out: Folder for networks.csv, generation.csv, novelty.csv and ensembles.csv.
+        epochs: Epochs of fine-tuning after which to measure; 0 is as generated.
+        best: Share of the best training models that were the prompts.
+        learning_rate: For fine-tuning; chosen on validation images for each source by default.
+        data_root: Folder of image data sets.
+        split_seed: Seed of the split that the encoder was fitted with.
+    """
+    population = open_zoo(zoo)
+    recipe = population.header["recipe"]
+    data = datasets.load(recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0))
+    tables = evaluation.generation(
+        open_zoo(samples), encoders.load(encoder), population, data, fraction=best, epochs=epochs,
+        learning_rate=learning_rate, seed=split_seed,
+    )  # fmt: skip
+    tables.save(out)
+    _print(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
+    _print(tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty")
+
+
+def _print(frame: pl.DataFrame, title: str) -> None:
+    table = Table(title=title, title_justify="left")
+    for name, kind in frame.schema.items():
+        table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
+    for row in frame.rows():
+        table.add_row(*("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    Console().print(table)

@@ -1,0 +1,136 @@
+"""Protocols: what is measured, on which split, beside which baselines; each returns tidy tables.
+
+`properties` and `generation` are the whole protocols, from a fitted encoder and its zoo; `properties.py` and
+`generation.py` hold their parts for any other method.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float
+
+from weightspace.datasets import Dataset
+from weightspace.encoders import SANE
+from weightspace.evaluation.generation import (
+    GenerationTables,
+    evaluate_generation,
+    median_distance,
+    noise_at_distance,
+)
+from weightspace.evaluation.properties import Hyperparameters, flat_weights, predict_properties, statistics
+from weightspace.generators import baselines
+from weightspace.zoo import Zoo
+
+__all__ = ["GenerationTables", "best_prompts", "generation", "population_map", "properties", "targets_of"]
+
+BY = "metric.validation_accuracy"
+"""What "best" means everywhere: the best on validation images, never on test images."""
+NOISE = (0.1, 0.2, 0.3, 0.5)
+"""Noise levels of the baseline curve, in standard deviations of each parameter over the prompts."""
+
+
+def targets_of(zoo: Zoo) -> list[str]:
+    """Properties to predict: test accuracy, epoch, generalisation gap and every hyper-parameter of the zoo."""
+    config = [name for name in zoo.table.columns if name.startswith("config.") and "seed" not in name]
+    wanted = ["metric.test_accuracy", "step", "metric.generalisation_gap", *config]
+    return [name for name in wanted if name in zoo.table.columns]
+
+
+def properties(
+    encoder: SANE, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Predict properties of models never seen, from the embedding and from simple representations.
+
+    Args:
+        zoo: The whole zoo; it is split by model.
+        targets: Columns; `targets_of(zoo)` when missing.
+        seed: Of the split: the one that the encoder was fitted with.
+
+    Returns:
+        Scores and predictions, see `predict_properties`.
+    """
+    train, validation, test = zoo.finite().split(seed)
+    representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
+        "SANE": lambda part: encoder.embed(part).numpy(),
+        "SANE, whole sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+        "weight statistics": statistics,
+        "flat weights": flat_weights,
+        "hyper-parameters": Hyperparameters(train),
+    }
+    return predict_properties(train, validation, test, representations, list(targets or targets_of(zoo)))
+
+
+def best_prompts(zoo: Zoo, fraction: float = 0.3) -> Zoo:
+    """The last checkpoints of the best models by validation accuracy: prompts of a generator, one a model."""
+    return zoo.finite().last().best(fraction, BY)
+
+
+def generation(
+    generated: Zoo,
+    encoder: SANE,
+    zoo: Zoo,
+    data: Dataset,
+    *,
+    fraction: float = 0.3,
+    epochs: Sequence[int] = (0, 1, 5),
+    fine_tune: Collection[str] | None = None,
+    learning_rate: float | None = None,
+    seed: int = 0,
+) -> GenerationTables:
+    """Measure generated networks beside random initialisation, noise, averages, reconstruction and held-out networks.
+
+    Args:
+        zoo: The whole zoo that the encoder was fitted on; it is split as then.
+        fraction: Share of best models that were the prompts; the same share of test models is held out.
+        seed: Of the split, of the baselines' draws and of the fine-tuning's batches.
+
+    Returns:
+        Tables of networks, sources, novelty and ensembles, see `evaluate_generation`.
+    """
+    train, _, test = zoo.split(seed)
+    prompts, heldout = best_prompts(train, fraction), best_prompts(test, fraction)
+    align = encoder.preparation.aligned
+    aligned = prompts.with_weights(align(prompts))
+    n, generator = len(generated), torch.Generator().manual_seed(seed)
+    distance = median_distance(generated, prompts, align)
+    sources = {
+        "generated": generated,
+        "random initialisation": baselines.random_initialisation(prompts, n, generator),
+        "noise at equal distance": noise_at_distance(aligned, distance, n, generator, align=align),
+        **{f"noise {sigma}": baselines.noise(aligned, n, generator, sigma=sigma) for sigma in NOISE},
+        "interpolation": baselines.interpolation(aligned, n, generator),
+        "average of 4": baselines.average(aligned, n, generator, k=4),
+        "average of all": baselines.average(aligned, n, generator, k=None),
+        "average of all, not aligned": baselines.average(prompts, n, generator, k=None),
+        "Gaussian": baselines.diagonal_gaussian(aligned, n, generator),
+        "reconstruction of held-out": encoder.reconstruct(heldout),
+    }
+    return evaluate_generation(
+        sources, data, training=prompts, heldout=heldout, align=align, epochs=epochs, fine_tune=fine_tune,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+
+
+def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
+    """Every checkpoint on a plane: the first two principal components of the embeddings of training models.
+
+    Returns:
+        Model, step, coordinates x and y, side of the split, test accuracy and `config.*`.
+    """
+    zoo = zoo.finite()
+    sides = zip(("train", "validation", "test"), zoo.split(seed), strict=True)
+    side = {model: name for name, part in sides for model in part.models}
+    embedding = encoder.embed(zoo).double()
+    known = torch.tensor([side[model] == "train" for model in zoo.table["model"]])
+    mean, std = embedding[known].mean(0), embedding[known].std(0).clamp(min=1e-12)
+    scaled = (embedding - mean) / std
+    axes = torch.linalg.svd(scaled[known], full_matrices=False).Vh[:2]
+    axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # the sign of a component is arbitrary
+    x, y = (scaled @ axes.T).T.tolist()
+    return zoo.table.select("model", "step", "^config\\..*$", "metric.test_accuracy").with_columns(
+        pl.Series("x", x),
+        pl.Series("y", y),
+        pl.col("model").replace_strict(side, return_dtype=pl.String).alias("split"),
+    )
