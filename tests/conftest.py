@@ -38,3 +38,28 @@ def _torch_settings() -> dict:
         "threads": torch.get_num_threads(),
         "gradients": torch.is_grad_enabled(),
     }
+
+
+@pytest.fixture(scope="session")
+def digits_zoo(tmp_path_factory):
+    """A zoo on disk: 20 small MLPs of two activations on 200 digits, checkpoints at epochs 0, 1 and 3."""
+    from weightspace.zoo.recipe import Recipe  # here, as conftest is loaded before the run-time type checks
+    from weightspace.zoo.train import train
+
+    recipe = Recipe(
+        network="mlp", models=20, epochs=3, checkpoints=(0, 1, 3), train_limit=200, activation=("relu", "tanh"), seed=3
+    )
+    return train(tmp_path_factory.mktemp("digits") / "zoo", recipe, workers=1)
+
+
+@pytest.fixture(scope="session")
+def digits_sane(digits_zoo):
+    """A small SANE, briefly fitted on `digits_zoo`, with windows smaller than a network."""
+    from weightspace.encoders import SANE, SANEConfig, TrainingConfig
+
+    config = SANEConfig(
+        token_width=65, max_positions=(24, 2, 14), window=16, halo=4, width=32, heads=2, depth=1, latent=16
+    )
+    train, validation, _ = digits_zoo.split(0)
+    optimisation = TrainingConfig(epochs=2, batch_size=16, accelerator="cpu")
+    return SANE.fit(train, validation=validation, config=config, optimisation=optimisation)

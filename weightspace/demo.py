@@ -7,6 +7,7 @@ run folder, see `run`.
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch
 from weightspace import datasets, evaluation, report
 from weightspace.encoders import SANE, TrainingConfig
 from weightspace.errors import ConfigError
-from weightspace.evaluation import best_prompts, population_map, properties
+from weightspace.evaluation import PROMPTS, best_prompts, population_map, properties, require_prompts
 from weightspace.generators import KDE, KDEConfig
 from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train
@@ -36,11 +37,9 @@ class DemoConfig:
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    optimisation: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(epochs=16, batch_size=16, learning_rate=5e-3)
-    )
+    optimisation: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=4))
     kde: KDEConfig = field(default_factory=KDEConfig)
-    prompts: float = 0.3
+    prompts: float = PROMPTS
     """Share of the best training models that networks are generated from."""
     networks: int = 64
     """Networks to generate."""
@@ -75,6 +74,8 @@ def run(
         zoo = train(folder / "zoo", config.recipe, workers=workers)
         training, validation, _ = zoo.finite().split(seed)
         data = datasets.load(config.recipe.data, train_limit=config.recipe.train_limit, seed=seed)
+        prompts = best_prompts(training, config.prompts)
+        require_prompts(prompts)
         tables.mkdir(parents=True, exist_ok=True)
     with _stage("train SANE", seconds, say):
         sane = SANE.fit(training, validation=validation, optimisation=config.optimisation, folder=folder / "sane")
@@ -84,9 +85,9 @@ def run(
         scores.write_csv(tables / "properties.csv")
         predictions.write_csv(tables / "predictions.csv")
     with _stage("generate networks", seconds, say):
-        generated = KDE(sane, config.kde).fit(best_prompts(training, config.prompts)).sample(config.networks, seed=seed)
-        if not (folder / "samples").exists():
-            generated.save(folder / "samples")
+        generated = KDE(sane, config.kde).fit(prompts).sample(config.networks, seed=seed)
+        shutil.rmtree(folder / "samples", ignore_errors=True)  # of an earlier run, perhaps with other settings
+        generated.save(folder / "samples")
     with _stage("evaluate them", seconds, say):
         measured = evaluation.generation(
             generated, sane, zoo, data, fraction=config.prompts, fine_tune=[*config.fine_tuned, "held-out"], seed=seed

@@ -39,7 +39,9 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[..., None]]:
         if not shown and monotonic() - started > QUIET_SECONDS:
             bar.start()
             shown = True
-        bar.update(task, advance=steps, note=note)
+        bar.advance(task, steps)
+        if note:
+            bar.update(task, note=note)
 
     try:
         yield advance

@@ -20,6 +20,8 @@ from weightspace.progress import progress_bar
 
 LAST = "last.ckpt"
 HISTORY = "history.csv"
+History = list[dict[str, int | float]]
+"""A dictionary an epoch: its number, losses, learning rate and seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,9 @@ class TrainingConfig:
     3
     """
 
-    epochs: int = 50
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    epochs: int = 10
+    batch_size: int = 16
+    learning_rate: float = 5e-3
     """Peak of the cycle."""
     weight_decay: float = 3e-9
     """On matrices only."""
@@ -72,7 +74,7 @@ def one_cycle(step: int, steps: int, warmup: float) -> float:
     if step < peak:
         start, end, share = 1 / 25, 1.0, step / peak
     else:
-        start, end, share = 1.0, 1 / 250_000, (step - peak) / max(1.0, steps - peak)
+        start, end, share = 1.0, 1 / 250_000, (step - peak) / (steps - peak)
     return end + (start - end) * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
 
@@ -85,8 +87,9 @@ def train(
     config: TrainingConfig,
     folder: Path,
     label: str = "training",
-) -> list[dict[str, float]]:
-    """Train a module in place and leave it with the weights of the best validation loss.
+    identity: str = "",
+) -> History:
+    """Train a module in place and leave it, where it was, with the weights of the best validation loss.
 
     A folder with the checkpoint of an interrupted run of the same configuration continues it; the result is that of an
     uninterrupted run.
@@ -97,15 +100,21 @@ def train(
         batches_per_epoch: Their number.
         validation: Batches of validation data; gets the same generator state in every epoch.
         folder: Where checkpoint and logs are written.
+        identity: What is trained on what, beside the configuration: a checkpoint with another one is not continued.
 
     Returns:
         A dictionary an epoch, as in `history.csv`.
 
     Raises:
-        ConfigError: The folder holds the checkpoint of another configuration, or the loss became infinite.
+        ConfigError: The folder holds the checkpoint of another configuration, the machine lacks the accelerator, there
+            are no validation batches, or a loss became infinite.
     """
-    fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    try:
+        fabric = Fabric(accelerator=config.accelerator, devices=config.devices, precision=config.precision)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot train with accelerator {config.accelerator!r}: {error}") from error
     fabric.launch()
+    home = next(module.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
     matrices = [p for p in module.parameters() if p.ndim > 1]
     others = [p for p in module.parameters() if p.ndim <= 1]
@@ -126,19 +135,19 @@ def train(
         "epoch": 0,
         "best": {},
         "history": [],
-        "config": repr((config, batches_per_epoch)),
+        "config": repr((config, batches_per_epoch, identity)),
     }
     if (folder / LAST).exists():
         _resume(fabric, folder / LAST, state)
         generator.set_state(state["generator"])
     writer = _tensorboard(folder) if config.tensorboard and fabric.is_global_zero else None
-    history: list[dict[str, float]] = state["history"]
-    with progress_bar(label, config.epochs) as advance:
-        advance(state["epoch"])
+    history: History = state["history"]
+    with progress_bar(label, steps) as advance:
+        advance(state["epoch"] * batches_per_epoch)
         while state["epoch"] < config.epochs and not _exhausted(history, config.patience):
             started = monotonic()
             model.train()
-            record: dict[str, float] = {"epoch": state["epoch"] + 1}
+            record: dict[str, int | float] = {"epoch": state["epoch"] + 1}
             sums: dict[str, float] = {}
             for batch in batches(generator):
                 parts = loss(model, fabric.to_device(batch))
@@ -148,6 +157,7 @@ def train(
                 optimiser.step()
                 schedule.step()
                 _add(sums, "train", parts, batches_per_epoch)
+                advance()
             model.eval()
             count = 0
             held_out: dict[str, float] = {}
@@ -155,14 +165,18 @@ def train(
                 for batch in validation(torch.Generator().manual_seed(config.seed)):
                     _add(held_out, "validation", loss(model, fabric.to_device(batch)), 1)
                     count += 1
+            if not count:
+                raise ConfigError("there are no validation data, which choose the epoch that is kept; give some")
             record |= sums | {name: value / count for name, value in held_out.items()}
             record["learning_rate"] = float(schedule.get_last_lr()[0])
             record["seconds"] = monotonic() - started
-            if not math.isfinite(record["train_loss"]):
-                raise ConfigError(
-                    f"the training loss became {record['train_loss']} in epoch {record['epoch']}; lower the learning "
-                    f"rate ({config.learning_rate})"
-                )
+            for part in ("training", "validation"):
+                value = record[f"{part.removesuffix('ing')}_loss"]
+                if not math.isfinite(value):
+                    raise ConfigError(
+                        f"the {part} loss became {value} in epoch {record['epoch']}; lower the learning rate "
+                        f"({config.learning_rate})"
+                    )
             if record["validation_loss"] <= min((r["validation_loss"] for r in history), default=math.inf):
                 state["best"] = {name: value.detach().clone() for name, value in module.state_dict().items()}
             history.append(record)
@@ -174,24 +188,27 @@ def train(
             if writer is not None:
                 for name, value in record.items():
                     writer.add_scalar(name, value, state["epoch"])
-            advance(1, f"validation loss {record['validation_loss']:.4f}")
+            advance(0, f"validation loss {record['validation_loss']:.4f}")
     if writer is not None:
         writer.close()
-    module.load_state_dict(state["best"])
+    module.to(home).load_state_dict(state["best"])
     return history
 
 
 def _resume(fabric: Fabric, path: Path, state: dict[str, Any]) -> None:
-    wanted = state["config"]
     try:
-        fabric.load(path, state)
+        same = torch.load(path, mmap=True, weights_only=True)["config"] == state["config"]
+        if same:
+            fabric.load(path, state, weights_only=True)
     except Exception as error:
         raise ConfigError(f"cannot resume from {path}: {error}; delete that file to start again") from error
-    if state["config"] != wanted:
-        raise ConfigError(f"{path} belongs to a training run with other settings; choose another folder or delete it")
+    if not same:
+        raise ConfigError(
+            f"{path} belongs to a training run with other settings or data; choose another folder or delete it"
+        )
 
 
-def _exhausted(history: list[dict[str, float]], patience: int | None) -> bool:
+def _exhausted(history: History, patience: int | None) -> bool:
     if patience is None or not history:
         return False
     losses = [record["validation_loss"] for record in history]
@@ -204,7 +221,7 @@ def _add(sums: dict[str, float], prefix: str, parts: dict[str, Tensor], count: i
         sums[key] = sums.get(key, 0.0) + float(value.detach()) / count
 
 
-def _write_history(path: Path, history: list[dict[str, float]]) -> None:
+def _write_history(path: Path, history: History) -> None:
     with path.open("w", newline="") as file:
         table = csv.DictWriter(file, fieldnames=list(history[0]))
         table.writeheader()

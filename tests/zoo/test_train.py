@@ -30,8 +30,8 @@ from weightspace.zoo.train import UNIT_MODELS, train, train_unit, units
 TINY = Recipe(
     network="mlp", models=14, epochs=2, checkpoints=(0, 2), train_limit=100, optimiser=("adam", "sgd"), seed=4
 )
-LONG = Recipe(network="mlp", models=130, epochs=8, checkpoints=(0, 4, 8), train_limit=400, seed=1)
-LONG_OPTIONS = "--network mlp --models 130 --epochs 8 --checkpoints 0 4 8 --train-limit 400 --seed 1".split()
+LONG_OPTIONS = {"network": "mlp", "models": 130, "epochs": 8, "checkpoints": (0, 4, 8), "train_limit": 400, "seed": 1}
+LONG = Recipe(**LONG_OPTIONS)
 
 
 def contents(path: Path) -> dict[str, str]:
@@ -173,7 +173,10 @@ def test_mnist_by_data_root(image_data, tmp_path):
 
 
 def start(path: Path, workers: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "weightspace", "zoo", "train", str(path), *LONG_OPTIONS, "--workers", str(workers)]
+    command = [sys.executable, "-m", "weightspace", "zoo", "train", str(path), "--workers", str(workers)]
+    for name, value in LONG_OPTIONS.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            command += [f"--{name.replace('_', '-')}", str(one)]
     return subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -40,7 +40,7 @@ app = App(
     version_flags=["--version"],
     result_action="return_none",
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative_iterable=()),  # no --empty-x beside each option that takes several values
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
 zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
 app.command(zoo_app)

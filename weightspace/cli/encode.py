@@ -1,5 +1,6 @@
 """`weightspace fit` and `weightspace embed`."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,10 @@ from rich.console import Console
 
 from weightspace import encoders
 from weightspace.encoders import TrainingConfig
+from weightspace.errors import ZooError
+from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
+from weightspace.zoo.writer import LOCATION, write_file
 
 
 def fit(
@@ -28,13 +32,19 @@ def fit(
         out: Folder of the fitted encoder; an interrupted training is continued there.
         split_seed: Seed of the split by model; only its training part is learned from.
     """
-    train, validation, _ = open_zoo(zoo).finite().split(split_seed)
+    whole = open_zoo(zoo)
+    finite = whole.finite()
+    train, validation, _ = finite.split(split_seed)
     encoders.fit(method, train, validation=validation, optimisation=optimisation, folder=out)
-    Console().print(f"fitted {method} on {len(train)} checkpoints: {out}", highlight=False)
+    Console().print(f"fitted {method} on {len(train)} checkpoints{_left_out(whole, finite)}: {out}", highlight=False)
 
 
 def embed(
-    encoder: Path, zoo: Path, *, out: Path = Path("embeddings.parquet"), pooling: Literal["mean", "sequence"] = "mean"
+    encoder: Path,
+    zoo: Path,
+    *,
+    out: Path = Path("embeddings.parquet"),
+    pooling: Literal["mean", "sequence", "full"] = "mean",
 ) -> None:
     """Write the embedding of every checkpoint of a zoo, beside its columns.
 
@@ -42,10 +52,22 @@ def embed(
         encoder: Folder of a fitted encoder.
         zoo: Folder of the zoo.
         out: Parquet file with the zoo's table and a column `embedding`.
-        pooling: Mean over tokens, or the whole sequence of token latents.
+        pooling: Mean over tokens, the whole sequence of token latents, or these with the moments of hidden states.
     """
-    fitted, population = encoders.load(encoder), open_zoo(zoo).finite()
-    embedding = fitted.embed(population, pooling)
-    table = population.table.drop("layout", "shard", "row")
-    table.with_columns(pl.Series("embedding", embedding.numpy())).write_parquet(out)
-    Console().print(f"{len(table)} embeddings of {embedding.shape[1]} values: {out}", highlight=False)
+    fitted, whole = encoders.load(encoder), open_zoo(zoo)
+    finite = whole.finite()
+    if not len(finite):
+        raise ZooError(f"no checkpoint of {zoo} has finite weights, so there is nothing to embed")
+    embedding = fitted.embed(finite, pooling)
+    table = finite.table.drop(LOCATION).with_columns(pl.Series("embedding", embedding.numpy()))
+    buffer = BytesIO()
+    table.write_parquet(buffer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, buffer.getvalue())
+    size = f"{len(table)} embeddings of {embedding.shape[1]} values"
+    Console().print(f"{size}{_left_out(whole, finite)}: {out}", highlight=False)
+
+
+def _left_out(whole: Zoo, finite: Zoo) -> str:
+    count = len(whole) - len(finite)
+    return f" ({count} with NaN or infinite weights left out)" if count else ""

@@ -7,6 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from weightspace import datasets, encoders, evaluation
+from weightspace.datasets import Dataset
+from weightspace.errors import DatasetError, ZooError
+from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
 
 
@@ -38,7 +41,7 @@ def evaluate(
     *,
     out: Path = Path("tables"),
     epochs: tuple[int, ...] = (0, 1, 5),
-    best: float = 0.3,
+    best: float = evaluation.PROMPTS,
     learning_rate: float | None = None,
     data_root: Path | None = None,
     split_seed: int = 0,
@@ -57,8 +60,7 @@ def evaluate(
         split_seed: Seed of the split that the encoder was fitted with.
     """
     population = open_zoo(zoo)
-    recipe = population.header["recipe"]
-    data = datasets.load(recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0))
+    data = _images(population, data_root)
     tables = evaluation.generation(
         open_zoo(samples), encoders.load(encoder), population, data, fraction=best, epochs=epochs,
         learning_rate=learning_rate, seed=split_seed,
@@ -66,6 +68,21 @@ def evaluate(
     tables.save(out)
     _print(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
     _print(tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty")
+
+
+def _images(zoo: Zoo, data_root: Path | None) -> Dataset:
+    """The images that the zoo was trained on."""
+    recipe = zoo.header.get("recipe")
+    if not isinstance(recipe, dict) or "data" not in recipe:
+        raise ZooError(f"zoo {zoo.path} does not say which images it was trained on: its header has no recipe")
+    data = datasets.load(recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0))
+    known = zoo.header.get("dataset") or {}
+    if known.get("digest") not in (None, data.digest):
+        raise DatasetError(
+            f"zoo {zoo.path} was trained on other images of {recipe['data']!r}: of shape {known.get('image_shape')} "
+            f"and digest {known['digest']}, found {list(data.image_shape)} and {data.digest}; give their --data-root"
+        )
+    return data
 
 
 def _print(frame: pl.DataFrame, title: str) -> None:

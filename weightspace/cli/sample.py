@@ -1,13 +1,13 @@
 """`weightspace sample`."""
 
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from weightspace import encoders
-from weightspace.evaluation import best_prompts
+from weightspace.evaluation import PROMPTS, best_prompts
 from weightspace.generators import KDE, KDEConfig
+from weightspace.generators.kde import Mode
 from weightspace.zoo import open as open_zoo
 
 
@@ -17,9 +17,9 @@ def sample(
     *,
     out: Path,
     n: int = 64,
-    mode: Literal["joint", "token", "independent", "reference"] = "joint",
-    bandwidth: float = 0.2,
-    best: float = 0.3,
+    mode: Mode = KDEConfig.mode,
+    bandwidth: float = KDEConfig.bandwidth,
+    best: float = PROMPTS,
     split_seed: int = 0,
     seed: int = 0,
 ) -> None:
@@ -30,7 +30,8 @@ def sample(
         zoo: Folder of the zoo that it was fitted on.
         out: Folder of the new zoo.
         n: Networks to draw.
-        mode: What is drawn together: a network, each token, each latent scalar; or as the published code does.
+        mode: What is drawn together: a network with the prompts' covariance or without, each token, each latent
+            scalar; or as the published code does.
         bandwidth: Kernel width in standard deviations over the prompts.
         best: Share of the best training models, by validation accuracy, that are the prompts.
         split_seed: Seed of the split that the encoder was fitted with.

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightspace.errors import LayoutError
+from weightspace.errors import LayoutError, ZooError
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import align_runs, chain_groups, mean_reference
 from weightspace.views.standardise import Standardisation
@@ -38,9 +38,11 @@ class Preparation:
 
         Raises:
             LayoutError: The zoo mixes layouts, or its layout is not a plain chain.
-            ZooError: A checkpoint has NaN weights.
+            ZooError: A checkpoint has NaN weights, or there is none.
         """
-        train.require_finite("fit on it")
+        if not len(train):
+            raise ZooError("an encoder is fitted on networks with finite weights, and this selection of a zoo has none")
+        train.require_finite("fitting an encoder")
         groups = chain_groups(train.layout)
         final, by = train.last(), "metric.validation_accuracy"
         if by in final.table.columns:
@@ -49,30 +51,44 @@ class Preparation:
             final = final.take(order)
         rows = final.weights()[:REFERENCE_NETWORKS]
         reference = mean_reference(rows, rows[0], train.layout, groups, torch.Generator().manual_seed(seed))
-        preparation = cls(train.layout, reference, Standardisation(torch.zeros(()), torch.ones(())))
-        return cls(train.layout, reference, Standardisation.fit(preparation.aligned(train), train.layout))
+        return cls(train.layout, reference, Standardisation.fit(aligned_rows(train, reference), train.layout))
 
     def aligned(self, zoo: Zoo) -> Float[Tensor, "m p"]:
-        """Rows aligned to the reference: every run by the permutation of its last checkpoint in the zoo."""
+        """Rows aligned to the reference: every run by the permutation of its last checkpoint in the zoo.
+
+        Raises:
+            LayoutError: The zoo has another layout.
+        """
         if zoo.layout != self.layout:
             raise LayoutError(
                 f"the zoo has {zoo.layout.parameters} parameters in layout {zoo.layout.digest}, the encoder was fitted "
                 f"on {self.layout.parameters} in {self.layout.digest}; choose a zoo of the same architecture"
             )
-        table = zoo.table.with_row_index("position").sort("step", maintain_order=True)
-        last = torch.zeros(len(zoo), dtype=torch.bool)
-        last[table.unique("model", keep="last")["position"].to_list()] = True
-        models = torch.tensor(zoo.table["model"].rank("dense").to_list())
-        generator = torch.Generator().manual_seed(0)
-        return align_runs(
-            zoo.weights(), self.reference, self.layout, chain_groups(self.layout), models, last, generator
-        )
+        return aligned_rows(zoo, self.reference)
 
     def apply(self, zoo: Zoo) -> Float[Tensor, "m p"]:
         """Aligned, standardised rows."""
-        zoo.require_finite("encode it")
+        zoo.require_finite("encoding")
         return self.scale.apply(self.aligned(zoo))
 
     def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         """Standardised rows in the units of the weights; they stay aligned."""
         return self.scale.invert(rows)
+
+
+def aligned_rows(zoo: Zoo, reference: Float[Tensor, " p"]) -> Float[Tensor, "m p"]:
+    """Weights of a zoo aligned to a reference, every run by the permutation of its last checkpoint in the zoo.
+
+    >>> import polars as pl
+    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
+    >>> table = pl.DataFrame({"model": ["a"], "step": [9]})
+    >>> zoo = Zoo.in_memory(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), layout, table, {})
+    >>> aligned_rows(zoo, torch.tensor([2.0, 1.0, 4.0, 3.0]))
+    tensor([[2., 1., 4., 3.]])
+    """
+    table = zoo.table.with_row_index("position").sort("step", maintain_order=True)
+    last = torch.zeros(len(zoo), dtype=torch.bool)
+    last[table.unique("model", keep="last")["position"].to_list()] = True
+    models = torch.tensor(zoo.table["model"].rank("dense").to_list())
+    generator = torch.Generator().manual_seed(0)
+    return align_runs(zoo.weights(), reference, zoo.layout, chain_groups(zoo.layout), models, last, generator)

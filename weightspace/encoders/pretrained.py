@@ -4,6 +4,7 @@
 config.json               method, configuration, layout, header of the zoo, provenance
 model.safetensors         learned weights, independent of the layout
 preparation.safetensors   reference row and standardisation, of this layout
+README.md                 a card for the Hub; never read
 ```
 """
 
@@ -12,28 +13,38 @@ import platform
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import cattrs
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from weightspace.encoders.preparation import Preparation
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.networks.layout import Layout
-from weightspace.training import TrainingConfig
+from weightspace.training import History, TrainingConfig
 from weightspace.views.standardise import Standardisation
 from weightspace.zoo import Zoo
+from weightspace.zoo.writer import write_file
 
-FORMAT_VERSION = 1
+FORMAT, FORMAT_VERSION = "weightspace-encoder", 1
 CONFIG, MODEL, PREPARATION = "config.json", "model.safetensors", "preparation.safetensors"
+CARD = """---
+{{ card_data }}
+---
+
+An encoder of neural networks' weights, fitted with weightspace; `config.json` says by which method, on which zoo and
+how. Read it with `weightspace.encoders.load(folder)`, or with `from_pretrained` of its method's class.
+"""
+Fitted = TypeVar("Fitted", bound="Pretrained")  # typing.Self is refused by run-time type checks
 _converter = cattrs.Converter(forbid_extra_keys=True)
 
 
-class Pretrained(ModelHubMixin):
+class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=CARD):
     """What every fitted encoder is: a configuration, a module, a preparation, and where they come from."""
 
     name: ClassVar[str]
@@ -48,7 +59,7 @@ class Pretrained(ModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         content = {
-            "format": "weightspace-encoder",
+            "format": FORMAT,
             "version": FORMAT_VERSION,
             "method": self.name,
             "config": asdict(self.config),
@@ -58,20 +69,34 @@ class Pretrained(ModelHubMixin):
         scale = self.preparation.scale
         tensors = {"reference": self.preparation.reference, "mean": scale.mean, "std": scale.std}
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
-        save_file(state, save_directory / MODEL)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, save_directory / PREPARATION)
-        (save_directory / CONFIG).write_text(json.dumps(content, indent=1))
+        write_file(save_directory / MODEL, save(state))
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        write_file(save_directory / PREPARATION, save(tensors))
+        write_file(save_directory / CONFIG, json.dumps(content, indent=1).encode())
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
-        folder = Path(model_id)
+    def from_pretrained(cls: type[Fitted], pretrained_model_name_or_path: str | Path, **options: Any) -> Fitted:
+        """The encoder in a folder, or in a repository on the Hugging Face Hub.
+
+        Args:
+            options: For the Hub: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`.
+
+        Raises:
+            WeightspaceError: There is no such folder or repository, or as in `load`.
+        """
+        folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            hub = ("revision", "cache_dir", "force_download", "local_files_only", "token")
-            folder = Path(snapshot_download(model_id, **{key: options[key] for key in hub if key in options}))
+            files = [CONFIG, MODEL, PREPARATION]
+            try:
+                folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=files, **options))
+            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+                raise WeightspaceError(
+                    f"there is no folder {folder}, and the Hugging Face Hub gave nothing under that name: {error}"
+                ) from error
         return cls.load(folder)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls: type[Fitted], folder: Path) -> Fitted:
         """The encoder in a folder written by `save_pretrained`.
 
         Raises:
@@ -86,10 +111,21 @@ class Pretrained(ModelHubMixin):
             state = load_file(folder / MODEL)
         except (OSError, SafetensorError) as error:
             raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the encoder again") from error
+        layout = Layout.from_json(content["layout"])
+        found = {name: tuple(value.shape) for name, value in tensors.items()}
+        if found != dict.fromkeys(("reference", "mean", "std"), (layout.parameters,)):
+            raise WeightspaceError(
+                f"{folder / PREPARATION} holds {found} instead of reference, mean and std of {layout.parameters} "
+                "parameters; fit the encoder again"
+            )
         scale = Standardisation(tensors["mean"], tensors["std"])
-        preparation = Preparation(Layout.from_json(content["layout"]), tensors["reference"], scale)
-        encoder = cls(config, preparation, content["header"])
-        encoder.module.load_state_dict(state)
+        encoder = cls(config, Preparation(layout, tensors["reference"], scale), content["header"])
+        try:
+            encoder.module.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightspaceError(
+                f"{folder / MODEL} does not fit the sizes in {CONFIG} ({error}); fit the encoder again"
+            ) from error
         return encoder
 
 
@@ -106,14 +142,18 @@ def read_config(folder: Path) -> dict:
         )
     try:
         content = json.loads(path.read_text())
-        version_found = int(content["version"])
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise WeightspaceError(f"{path} is not the configuration of a fitted encoder: {error}") from error
+    except (OSError, ValueError) as error:
+        raise WeightspaceError(f"{path} is not readable JSON ({error}); fit the encoder again") from error
+    version_found = content.get("version") if isinstance(content, dict) else None
+    if not isinstance(version_found, int) or content.get("format") != FORMAT:
+        raise WeightspaceError(f'{path} does not describe a fitted encoder: expected "format": "{FORMAT}"')
     if version_found > FORMAT_VERSION:
         raise WeightspaceError(
             f"{path} has format version {version_found}, this weightspace reads up to {FORMAT_VERSION}: "
             "update weightspace"
         )
+    if missing := [key for key in ("method", "config", "layout", "header") if key not in content]:
+        raise WeightspaceError(f"{path} lacks {missing[0]!r}; fit the encoder again")
     return content
 
 
@@ -135,7 +175,7 @@ def structure(data: dict, kind: type) -> Any:
         ) from error
 
 
-def provenance(optimisation: TrainingConfig, train: Zoo, history: list[dict[str, float]]) -> dict:
+def provenance(optimisation: TrainingConfig, train: Zoo, history: History) -> dict:
     """What is recorded with a learned model: how, from what, with which versions, on what, how long."""
     packages = ("weightspace", "torch", "lightning-fabric", "numpy")
     return {

@@ -28,7 +28,8 @@ from weightspace.training import TrainingConfig
 from weightspace.views.tokens import TokenView
 from weightspace.zoo import Zoo
 
-Pooling = Literal["mean", "sequence"]
+Pooling = Literal["mean", "sequence", "full"]
+_EMBEDDED_AT_ONCE = 1024  # networks whose hidden states are held at a time
 _TOKENS_AT_ONCE = 2**15  # tokens of a forward pass without gradients: bounds the memory of encoding a zoo
 
 
@@ -53,7 +54,7 @@ class SANEConfig:
     depth: int = 2
     """Transformer blocks of the encoder, and as many of the decoder."""
     latent: int = 48
-    """Latent size of a token; about half the token width or more."""
+    """Latent size of a token; two thirds of the token width or more."""
     contrast: float = 0.05
     """Share of the contrastive loss (gamma)."""
     temperature: float = 0.1
@@ -81,7 +82,7 @@ def small(layout: Layout) -> SANEConfig:
         max_positions=tuple(positions.tolist()),
         window=window,
         halo=0 if window == view.count else window // 4,
-        latent=max(16, round(view.width * 2 / 3)),
+        latent=max(16, round(view.width * 3 / 4)),
     )
 
 
@@ -213,9 +214,13 @@ class SANEModule(nn.Module):
         number, layer, channel = positions.unbind(-1)
         return torch.cat([self.token_table(number) + self.layer_table(layer), self.channel_table(channel)], dim=-1)
 
+    def hidden(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t d"]:
+        """What the encoder knows of windows before the bottleneck."""
+        return self.encoder(self.token_in(tokens) + self.position(positions))
+
     def encode(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t z"]:
         """Latents of windows."""
-        return self.latent_out(self.encoder(self.token_in(tokens) + self.position(positions)))
+        return self.latent_out(self.hidden(tokens, positions))
 
     def decode(self, latents: Float[Tensor, "b t z"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t w"]:
         """Tokens of windows."""
@@ -308,7 +313,7 @@ class SANE(Pretrained):
             target = Path(folder or scratch)
             history = training.train(
                 sane.module, lambda module, batch: module(*batch), shuffled, len(rows) // size, in_order, optimisation,
-                target, label="training SANE",
+                target, label="training SANE", identity=repr((config, train.digest, validation.digest)),
             )  # fmt: skip
             sane.header = train.header | {"fit": provenance(optimisation, train, history)}
             if folder is not None:
@@ -319,8 +324,8 @@ class SANE(Pretrained):
         """Two noisy views of one random window of standardised rows; the second one permuted if so configured."""
         config, view = self.config, self.view
         second = rows
-        if config.permuted_view:
-            groups = chain_groups(view.layout)
+        groups = chain_groups(view.layout)
+        if config.permuted_view and groups:  # a network of one layer has no hidden units
             index = gather_index(view.layout, groups, random_permutations(groups, len(rows), generator))
             second = rows.gather(1, index)
         length = min(config.window, view.count)
@@ -348,9 +353,36 @@ class SANE(Pretrained):
         return self.encode(self.preparation.apply(zoo))
 
     def embed(self, zoo: Zoo, pooling: Pooling = "mean") -> Float[Tensor, "m e"]:
-        """An embedding of every checkpoint: the mean of its token latents, or all of them in sequence."""
-        latents = self.latents(zoo)
-        return latents.mean(1) if pooling == "mean" else latents.flatten(1)
+        """An embedding of every checkpoint.
+
+        Args:
+            zoo: Networks of the layout that the encoder was fitted on.
+            pooling: `mean` is the mean of the token latents, as published: small, for maps and search. `sequence` is
+                all token latents. `full` has beside them mean and deviation, over the tokens of each layer, of the
+                encoder's states before the bottleneck: latents are nearly linear in the weights, these states are not,
+                and a linear probe needs both.
+
+        Returns:
+            float32 `[checkpoints, z]`, `[checkpoints, tokens * z]` or `[checkpoints, tokens * z + layers * 2 * d]`.
+        """
+        rows = self.preparation.apply(zoo)
+        parts = [self._pooled(some, pooling) for some in rows.split(_EMBEDDED_AT_ONCE)]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def _pooled(self, rows: Float[Tensor, "m p"], pooling: Pooling) -> Float[Tensor, "m e"]:
+        self.module.eval()
+        states = self._haloed(self.view.tokenise(rows), self.module.hidden)  # m t d
+        latents = self.module.latent_out(states)
+        if pooling == "mean":
+            return latents.mean(1)
+        if pooling == "sequence":
+            return latents.flatten(1)
+        member = F.one_hot(self.view.positions[:, 1]).to(states)
+        share = member / member.sum(0)  # t l
+        mean = torch.einsum("mtd,tl->mld", states, share)
+        variance = torch.einsum("mtd,tl->mld", states.square(), share) - mean.square()
+        return torch.cat([x.flatten(1) for x in (latents, mean, variance.clamp(min=0).sqrt())], dim=1)
 
     def reconstruct(self, zoo: Zoo) -> Zoo:
         """The zoo after encoding and decoding: the ceiling of what can be generated through the latent space."""

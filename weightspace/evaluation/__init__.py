@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from weightspace.datasets import Dataset
 from weightspace.encoders import SANE
+from weightspace.errors import ConfigError
 from weightspace.evaluation.generation import (
     GenerationTables,
     evaluate_generation,
@@ -22,11 +23,16 @@ from weightspace.evaluation.generation import (
 from weightspace.evaluation.properties import Hyperparameters, flat_weights, predict_properties, statistics
 from weightspace.generators import baselines
 from weightspace.zoo import Zoo
+from weightspace.zoo.behaviour import by_activation
 
 __all__ = ["GenerationTables", "best_prompts", "generation", "population_map", "properties", "targets_of"]
 
 BY = "metric.validation_accuracy"
 """What "best" means everywhere: the best on validation images, never on test images."""
+PROMPTS = 0.2
+"""Share of the best training models that networks are generated from."""
+MIXED = 4
+"""Fewest prompts of one activation: the smaller average needs so many."""
 NOISE = (0.1, 0.2, 0.3, 0.5)
 """Noise levels of the baseline curve, in standard deviations of each parameter over the prompts."""
 
@@ -53,8 +59,9 @@ def properties(
     """
     train, validation, test = zoo.finite().split(seed)
     representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
-        "SANE": lambda part: encoder.embed(part).numpy(),
-        "SANE, whole sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+        "SANE, full": lambda part: encoder.embed(part, "full").numpy(),
+        "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+        "SANE, mean token": lambda part: encoder.embed(part).numpy(),
         "weight statistics": statistics,
         "flat weights": flat_weights,
         "hyper-parameters": Hyperparameters(train),
@@ -62,9 +69,24 @@ def properties(
     return predict_properties(train, validation, test, representations, list(targets or targets_of(zoo)))
 
 
-def best_prompts(zoo: Zoo, fraction: float = 0.3) -> Zoo:
+def best_prompts(zoo: Zoo, fraction: float = PROMPTS) -> Zoo:
     """The last checkpoints of the best models by validation accuracy: prompts of a generator, one a model."""
     return zoo.finite().last().best(fraction, BY)
+
+
+def require_prompts(prompts: Zoo) -> None:
+    """Refuse prompts that are too few for the baselines beside a generator.
+
+    Raises:
+        ConfigError: An activation has fewer than four prompts.
+    """
+    for network, place in by_activation(prompts):
+        if len(place) < MIXED:
+            raise ConfigError(
+                f"evaluating generated networks needs at least {MIXED} prompts of each activation, but only "
+                f"{len(place)} of the {len(prompts)} best training models have {network.activation}; train more models "
+                "or take a larger share of them"
+            )
 
 
 def generation(
@@ -73,7 +95,7 @@ def generation(
     zoo: Zoo,
     data: Dataset,
     *,
-    fraction: float = 0.3,
+    fraction: float = PROMPTS,
     epochs: Sequence[int] = (0, 1, 5),
     fine_tune: Collection[str] | None = None,
     learning_rate: float | None = None,
@@ -88,9 +110,13 @@ def generation(
 
     Returns:
         Tables of networks, sources, novelty and ensembles, see `evaluate_generation`.
+
+    Raises:
+        ConfigError: There are too few prompts.
     """
     train, _, test = zoo.split(seed)
     prompts, heldout = best_prompts(train, fraction), best_prompts(test, fraction)
+    require_prompts(prompts)
     align = encoder.preparation.aligned
     aligned = prompts.with_weights(align(prompts))
     n, generator = len(generated), torch.Generator().manual_seed(seed)

@@ -6,8 +6,9 @@ with weights 1/n is a mixture: choose a prompt, add noise; so drawing is exact a
 Axes: m prompt, n network drawn, t token, z latent, p parameter.
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 import torch
@@ -15,33 +16,37 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from weightspace.encoders import SANE
-from weightspace.errors import ConfigError, ZooError
+from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
 
-Mode = Literal["joint", "token", "independent", "reference"]
+Mode = Literal["smooth", "joint", "token", "independent", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KDEConfig:
     """What is drawn together, and how wide the kernels are.
 
-    >>> KDEConfig(mode="joint").bandwidth
-    0.2
+    >>> KDEConfig().mode
+    'smooth'
     """
 
-    mode: Mode = "joint"
-    """`joint`: one prompt for a whole network. `token`: one for each token. `independent`: one for each latent scalar,
-    as the paper says. `reference`: as the published code does through its fixed seed: one prompt and one random number
-    for a whole network."""
-    bandwidth: float = 0.2
-    """Kernel width in standard deviations of each latent scalar over the prompts; in `reference`, in latent units."""
+    mode: Mode = "smooth"
+    """`joint`: one prompt for a whole network, independent noise on its latents. `smooth`: the same, but the noise has
+    the covariance of the prompts and prompts are drawn towards their mean, so that the networks drawn have mean and
+    covariance of the prompts. `token`: one prompt for each token. `independent`: one for each latent scalar, as the
+    paper says. `reference`: as the published code does through its fixed seed: one prompt and one random number for a
+    whole network."""
+    bandwidth: float = 0.3
+    """Kernel width in standard deviations of the prompts' latents; in `reference`, in latent units."""
 
     def __post_init__(self):
-        if self.mode not in ("joint", "token", "independent", "reference"):
-            raise ConfigError(f"mode must be joint, token, independent or reference, got {self.mode!r}")
-        if self.bandwidth < 0:
-            raise ConfigError(f"bandwidth must not be negative, got {self.bandwidth}")
+        if self.mode not in get_args(Mode):
+            raise unknown_name("mode", self.mode, get_args(Mode))
+        if not 0 <= self.bandwidth < math.inf:
+            raise ConfigError(f"bandwidth must be at least 0 and finite, got {self.bandwidth}")
+        if self.mode == "smooth" and self.bandwidth > 1:
+            raise ConfigError(f"bandwidth of smooth draws must be at most 1 (a Gaussian), got {self.bandwidth}")
 
 
 def draw(
@@ -54,11 +59,16 @@ def draw(
     torch.Size([100, 4, 3])
     """
     m, t, z = latents.shape
-    shape = {"joint": (n, 1, 1), "reference": (n, 1, 1), "token": (n, t, 1), "independent": (n, t, z)}[config.mode]
+    shape = {"token": (n, t, 1), "independent": (n, t, z)}.get(config.mode, (n, 1, 1))
     prompt = torch.randint(m, shape, generator=generator)
     chosen = latents.gather(0, prompt.expand(n, t, z))
     if config.mode == "reference":
         return chosen + config.bandwidth * torch.randn(n, 1, 1, generator=generator), prompt
+    if config.mode == "smooth":
+        mean = latents.mean(0)
+        # Gaussian with the prompts' covariance, without forming it: a random combination of their deviations
+        noise = torch.einsum("nm,mtz->ntz", torch.randn(n, m, generator=generator), latents - mean) / math.sqrt(m)
+        return mean + math.sqrt(1 - config.bandwidth**2) * (chosen - mean) + config.bandwidth * noise, prompt
     spread = latents.std(0, correction=0)
     return chosen + config.bandwidth * spread * torch.randn(n, t, z, generator=generator), prompt
 
@@ -107,7 +117,7 @@ class KDE:
             drawn, prompt = draw(self.latents[place], count, self.config, generator)
             rows.append(self.encoder.decode(drawn))
             columns = {"config.activation": [network.activation] * count}
-            if self.config.mode in ("joint", "reference"):
+            if self.config.mode in ("smooth", "joint", "reference"):
                 columns["config.prompt"] = self.prompts.table["model"][place[prompt.flatten()].tolist()].to_list()
             tables.append(pl.DataFrame(columns))
         table = pl.concat(tables).with_columns(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from weightspace.errors import ConfigError
-from weightspace.networks.blocks import Dropout, activation
+from weightspace.networks.blocks import Dropout, MaxPool, activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class CNN:
             if self.batch_norm:
                 layers[f"norm{i}"] = nn.BatchNorm2d(channels)
             if pool > 1:
-                layers[f"pool{i}"] = nn.MaxPool2d(pool)
+                layers[f"pool{i}"] = MaxPool(pool)
             layers[f"act{i}"] = activation(self.activation)
             layers[f"drop{i}"] = Dropout(self.dropout)
             width = channels

@@ -308,7 +308,7 @@ class Zoo:
                 if len(value) != len(self):
                     raise ZooError(f"column {name!r} has {len(value)} values for {len(self)} checkpoints")
                 value = pl.Series(name, value.tolist() if isinstance(value, Tensor) else value)
-            values[name] = value
+            values[name] = pl.lit(value) if isinstance(value, str) else value  # polars takes text for a column's name
         return replace(self, table=self.table.with_columns(**values))
 
     def with_weights(self, rows: Float[Tensor, "m p"]) -> "Zoo":

@@ -1,6 +1,6 @@
 """Weight statistics: sorted once a tensor for all networks, against NumPy a network and a tensor at a time.
 
-python benchmarks/statistics.py
+python benchmarks/weight_statistics.py
 
 One core, about 5 s. A population of the size of a published zoo split: 2304 CNNs of 994 parameters, rows as a zoo
 gives them. Both ways are checked to agree. Prints seconds of each (processor time of one thread, the best of 3 runs
