@@ -37,7 +37,7 @@ class DemoConfig:
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    optimisation: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=4))
+    optimisation: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=5))
     kde: KDEConfig = field(default_factory=KDEConfig)
     prompts: float = PROMPTS
     """Share of the best training models that networks are generated from."""

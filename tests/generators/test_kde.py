@@ -16,8 +16,9 @@ M, T, Z = 9, 4, 3
 LATENTS = torch.randn(M, T, Z, generator=torch.Generator().manual_seed(1)) * torch.linspace(0.5, 3, Z)
 
 
-def drawn(mode, bandwidth=0.2, n=N, seed=0):
-    return draw(LATENTS, n, KDEConfig(mode=mode, bandwidth=bandwidth), torch.Generator().manual_seed(seed))
+def drawn(mode, bandwidth=0.2, n=N, seed=0, spread=1.0):
+    config = KDEConfig(mode=mode, bandwidth=bandwidth, spread=spread)
+    return draw(LATENTS, n, config, torch.Generator().manual_seed(seed))
 
 
 def assert_uniform(prompt):
@@ -81,6 +82,19 @@ def test_smooth_draws_keep_mean_and_covariance_of_the_prompts(bandwidth):
     residual = centred - math.sqrt(1 - bandwidth**2) * own
     error = ((residual.T.cov() / bandwidth**2 - covariance) / spread / spread[:, None]).abs()
     assert error.max() < 5 * math.sqrt(2 / N)
+
+
+def test_spread_scales_deviations_from_the_mean_of_the_prompts():
+    wide, narrow = drawn("smooth")[0], drawn("smooth", spread=0.5)[0]
+    mean = LATENTS.mean(0)
+    torch.testing.assert_close(narrow - mean, 0.5 * (wide - mean), rtol=1e-5, atol=1e-6)
+    assert torch.equal(drawn("joint")[0], drawn("joint", spread=0.5)[0])
+
+
+@pytest.mark.parametrize("spread", [0.0, -1.0, 1.5, math.nan])
+def test_spread_out_of_range(spread):
+    with pytest.raises(ConfigError, match="spread"):
+        KDEConfig(spread=spread)
 
 
 def test_smooth_bandwidth_ends_at_a_gaussian():
@@ -157,7 +171,7 @@ def prompts(digits_zoo):
 
 
 def test_networks_without_noise_are_reconstructed_prompts(digits_sane, prompts):
-    made = KDE(digits_sane, KDEConfig(bandwidth=0.0)).fit(prompts).sample(30)
+    made = KDE(digits_sane, KDEConfig(bandwidth=0.0, spread=1.0)).fit(prompts).sample(30)
     again = digits_sane.reconstruct(prompts)
     place = {model: i for i, model in enumerate(again.table["model"])}
     wanted = again.weights()[[place[model] for model in made.table["config.prompt"]]]

@@ -19,6 +19,7 @@ def sample(
     n: int = 64,
     mode: Mode = KDEConfig.mode,
     bandwidth: float = KDEConfig.bandwidth,
+    spread: float = KDEConfig.spread,
     best: float = PROMPTS,
     split_seed: int = 0,
     seed: int = 0,
@@ -33,12 +34,17 @@ def sample(
         mode: What is drawn together: a network with the prompts' covariance or without, each token, each latent
             scalar; or as the published code does.
         bandwidth: Kernel width in standard deviations over the prompts.
+        spread: Of smooth draws, in standard deviations over the prompts.
         best: Share of the best training models, by validation accuracy, that are the prompts.
         split_seed: Seed of the split that the encoder was fitted with.
         seed: Seed of the draws.
     """
     train, _, _ = open_zoo(zoo).finite().split(split_seed)
     prompts = best_prompts(train, best)
-    drawn = KDE(encoders.load(encoder), KDEConfig(mode=mode, bandwidth=bandwidth)).fit(prompts).sample(n, seed=seed)
+    drawn = (
+        KDE(encoders.load(encoder), KDEConfig(mode=mode, bandwidth=bandwidth, spread=spread))
+        .fit(prompts)
+        .sample(n, seed=seed)
+    )
     drawn.save(out)
     Console().print(f"{n} networks from {len(prompts)} prompts: {out}", highlight=False)

@@ -54,7 +54,7 @@ class SANEConfig:
     depth: int = 2
     """Transformer blocks of the encoder, and as many of the decoder."""
     latent: int = 48
-    """Latent size of a token; two thirds of the token width or more."""
+    """Latent size of a token; networks suffer where it is much below the token width."""
     contrast: float = 0.05
     """Share of the contrastive loss (gamma)."""
     temperature: float = 0.1
@@ -82,7 +82,7 @@ def small(layout: Layout) -> SANEConfig:
         max_positions=tuple(positions.tolist()),
         window=window,
         halo=0 if window == view.count else window // 4,
-        latent=max(16, round(view.width * 3 / 4)),
+        latent=max(16, round(view.width * 7 / 8)),
     )
 
 

@@ -33,12 +33,14 @@ class KDEConfig:
 
     mode: Mode = "smooth"
     """`joint`: one prompt for a whole network, independent noise on its latents. `smooth`: the same, but the noise has
-    the covariance of the prompts and prompts are drawn towards their mean, so that the networks drawn have mean and
-    covariance of the prompts. `token`: one prompt for each token. `independent`: one for each latent scalar, as the
-    paper says. `reference`: as the published code does through its fixed seed: one prompt and one random number for a
-    whole network."""
+    the covariance of the prompts, and draws are scaled to have it too, times spread². `token`: one prompt for each
+    token. `independent`: one for each latent scalar, as the paper says. `reference`: as the published code does
+    through its fixed seed: one prompt and one random number for a whole network."""
     bandwidth: float = 0.3
     """Kernel width in standard deviations of the prompts' latents; in `reference`, in latent units."""
+    spread: float = 0.65
+    """In `smooth`: standard deviation of the draws over that of the prompts; below 1 they move towards the prompts'
+    mean (truncation), where aligned networks are good and far from each single one."""
 
     def __post_init__(self):
         if self.mode not in get_args(Mode):
@@ -47,6 +49,8 @@ class KDEConfig:
             raise ConfigError(f"bandwidth must be at least 0 and finite, got {self.bandwidth}")
         if self.mode == "smooth" and self.bandwidth > 1:
             raise ConfigError(f"bandwidth of smooth draws must be at most 1 (a Gaussian), got {self.bandwidth}")
+        if not 0 < self.spread <= 1:
+            raise ConfigError(f"spread must lie in (0, 1], got {self.spread}")
 
 
 def draw(
@@ -68,7 +72,8 @@ def draw(
         mean = latents.mean(0)
         # Gaussian with the prompts' covariance, without forming it: a random combination of their deviations
         noise = torch.einsum("nm,mtz->ntz", torch.randn(n, m, generator=generator), latents - mean) / math.sqrt(m)
-        return mean + math.sqrt(1 - config.bandwidth**2) * (chosen - mean) + config.bandwidth * noise, prompt
+        deviation = math.sqrt(1 - config.bandwidth**2) * (chosen - mean) + config.bandwidth * noise
+        return mean + config.spread * deviation, prompt
     spread = latents.std(0, correction=0)
     return chosen + config.bandwidth * spread * torch.randn(n, t, z, generator=generator), prompt
 
