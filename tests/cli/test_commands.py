@@ -139,7 +139,7 @@ def test_same_commands_same_results(folder, tmp_path):
     assert run("fit", "sane", folder / "zoo", "--out", tmp_path / "sane", *FIT) == 0
     for name in ("model.safetensors", "preparation.safetensors"):
         assert (tmp_path / "sane" / name).read_bytes() == (folder / "sane" / name).read_bytes()
-    options = ["--n", 6, "--best", 1.0]
+    options = ["--n", 6, "--best", 1.0, "--mode", "joint"]
     assert run("sample", tmp_path / "sane", folder / "zoo", "--out", tmp_path / "samples", *options) == 0
     assert torch.equal(open_zoo(tmp_path / "samples").weights(), open_zoo(folder / "samples").weights())
 

@@ -11,7 +11,11 @@ from weightspace.errors import ConfigError, UnknownName
 from weightspace.zoo.recipe import Recipe
 
 MANY = 4000
-PLAN = Recipe(models=MANY, optimiser=("adam", "sgd"), dropout=(0.1, 0.4), seed=3).plan()
+WIDE = Recipe(
+    models=MANY, learning_rate=(3e-4, 3e-2), weight_decay=(1e-6, 1e-2), init_scale=(0.3, 2.0), dropout=(0.1, 0.4),
+    activation=("relu", "tanh", "gelu"), optimiser=("adam", "sgd"), seed=3,
+)  # fmt: skip
+PLAN = WIDE.plan()
 
 
 @settings(deadline=None, max_examples=30)
@@ -47,7 +51,7 @@ def test_dropout_is_uniform():
 
 @pytest.mark.parametrize("factor", ["train_fraction", "init", "activation", "optimiser"])
 def test_choices_are_equally_likely(factor):
-    options = getattr(Recipe(optimiser=("adam", "sgd")), factor)
+    options = getattr(WIDE, factor)
     counts = [int((PLAN[f"config.{factor}"] == option).sum()) for option in options]
     assert sum(counts) == MANY and stats.chisquare(counts).pvalue > 1e-4
 
@@ -91,7 +95,7 @@ def test_kept_epochs_can_be_chosen():
         ({"weight_decay": (0.0, 1e-3)}, "weight_decay must be a range"),
         ({"init_scale": (float("nan"), 1.0)}, "init_scale must be a range"),
         ({"dropout": (0.2, 1.0)}, "dropout must be a range"),
-        ({"checkpoints": (0, 26)}, "between 0 and 25 epochs"),
+        ({"epochs": 25, "checkpoints": (0, 26)}, "between 0 and 25 epochs"),
         ({"seed": -1}, "seed must lie between"),
         ({"seed": 2**63}, "seed must lie between"),
     ],

@@ -148,11 +148,11 @@ def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
     zoo = zoo.finite()
     sides = zip(("train", "validation", "test"), zoo.split(seed), strict=True)
     side = {model: name for name, part in sides for model in part.models}
-    embedding = encoder.embed(zoo).double()
+    embedding = encoder.embed(zoo, "full").double()
     known = torch.tensor([side[model] == "train" for model in zoo.table["model"]])
     mean, std = embedding[known].mean(0), embedding[known].std(0).clamp(min=1e-12)
     scaled = (embedding - mean) / std
-    axes = torch.linalg.svd(scaled[known], full_matrices=False).Vh[:2]
+    axes = torch.linalg.eigh(scaled[known].T @ scaled[known]).eigenvectors[:, -2:].flip(1).T
     axes = axes * axes.gather(1, axes.abs().argmax(1, keepdim=True)).sign()  # the sign of a component is arbitrary
     x, y = (scaled @ axes.T).T.tolist()
     return zoo.table.select("model", "step", "^config\\..*$", "metric.test_accuracy").with_columns(

@@ -167,7 +167,7 @@ def train_unit(recipe: Recipe, data: datasets.Dataset, plan: pl.DataFrame) -> tu
     >>> recipe = Recipe(models=2, epochs=1, activation=("relu",))
     >>> rows, table = train_unit(recipe, datasets.load("digits"), recipe.plan())
     >>> rows.shape, table["step"].to_list()
-    (torch.Size([4, 994]), [0, 1, 0, 1])
+    (torch.Size([4, 1060]), [0, 1, 0, 1])
     """
     network = networks.by_name(recipe.network, data.image_shape, data.classes)
     network = with_activation(network, plan["config.activation"][0])
