@@ -24,7 +24,8 @@ def zoo(tmp_path_factory) -> Zoo:
     """Ten networks of three activations, two checkpoints each, in an order that mixes the activations."""
     recipe = Recipe(
         network="cnn", models=10, epochs=2, checkpoints=(0, 2), train_limit=300, dropout=(0.0, 0.1),
-        activation=("relu", "tanh", "gelu"), init=("kaiming_uniform", "kaiming_normal"), init_scale=(0.3, 2.0), seed=SEED,
+        activation=("relu", "tanh", "gelu"), init=("kaiming_uniform", "kaiming_normal"), init_scale=(0.3, 2.0),
+        seed=SEED,
     )  # fmt: skip
     made = train(tmp_path_factory.mktemp("zoo") / "digits", recipe, workers=1)
     assert made.table["config.activation"].n_unique() == 3
