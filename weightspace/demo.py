@@ -27,6 +27,8 @@ from weightspace.generators import KDE, KDEConfig
 from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train
 
+STEPS = 2690  # of SANE's training: a minute and a half on two cores
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
@@ -37,7 +39,8 @@ class DemoConfig:
     """
 
     recipe: Recipe = field(default_factory=Recipe)
-    optimisation: TrainingConfig = field(default_factory=lambda: TrainingConfig(epochs=5))
+    optimisation: TrainingConfig | None = None
+    """Of SANE; when missing, as many epochs as make about `STEPS` steps."""
     kde: KDEConfig = field(default_factory=KDEConfig)
     prompts: float = PROMPTS
     """Share of the best training models that networks are generated from."""
@@ -78,7 +81,9 @@ def run(
         require_prompts(prompts)
         tables.mkdir(parents=True, exist_ok=True)
     with _stage("train SANE", seconds, say):
-        sane = SANE.fit(training, validation=validation, optimisation=config.optimisation, folder=folder / "sane")
+        epochs = max(1, round(STEPS * TrainingConfig.batch_size / len(training)))
+        optimisation = config.optimisation or TrainingConfig(epochs=epochs, seed=seed)
+        sane = SANE.fit(training, validation=validation, optimisation=optimisation, folder=folder / "sane")
         population_map(sane, zoo, seed=seed).write_csv(tables / "map.csv")
     with _stage("predict properties", seconds, say):
         scores, predictions = properties(sane, zoo, seed=seed)

@@ -29,10 +29,6 @@ def demo(
     """
     console = Console()
     config = DemoConfig()
-    config = replace(
-        config,
-        recipe=replace(config.recipe, network=network, models=models, seed=seed),
-        optimisation=replace(config.optimisation, seed=seed),
-    )
+    config = replace(config, recipe=replace(config.recipe, network=network, models=models, seed=seed))
     page = run(out, config, say=lambda line: console.print(line, highlight=False), workers=workers)
     console.print(f"The report: {page}", highlight=False)
