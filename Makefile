@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.users
 
-demo: $(VENV)/.users  ## six minutes on two cores: train, learn, predict, generate, report
+demo: $(VENV)/.users  ## less than six minutes on two cores: train, learn, predict, generate, report
 	$(BIN)/weightspace demo $(ARGS)
 
 test: $(VENV)/.developers

@@ -1,6 +1,6 @@
 """Write the results page of the demo from a finished run: the page, its tables, its picture and the README's lines.
 
-python docs/write_demo_results.py RUN
+python docs/write_demo_results.py RUN [NAME]
 
 RUN is what `weightspace demo --out RUN` wrote. Every sentence is derived from the run's numbers, none is kept from an
 earlier run; running it twice changes nothing.
@@ -226,8 +226,8 @@ def ensemble_table(ensembles: pl.DataFrame) -> str:
     return markdown(["source", *(f"{m} member{'s' * (m > 1)}" for m in MEMBERS)], rows)
 
 
-def page(facts: dict, tables: dict[str, pl.DataFrame]) -> str:
-    """`docs/results/demo.md`."""
+def page(facts: dict, tables: dict[str, pl.DataFrame], name: str) -> str:
+    """`docs/results/NAME.md`."""
     properties, generation, novelty, ensembles = (tables[name] for name in TABLES)
     constant = [_plain(t) for t in _targets(properties, "constant")]
     seconds = facts["seconds"]
@@ -240,7 +240,7 @@ def page(facts: dict, tables: dict[str, pl.DataFrame]) -> str:
             "",
             f"One run of `{command(facts)}` with seed {facts['seed']} on {machine(facts)}. Versions: {versions}.",
             "",
-            "![Map of the population, predicted against true accuracy, fine-tuning curves](demo.png)",
+            f"![Map of the population, predicted against true accuracy, fine-tuning curves]({name}.png)",
             "",
             *(f"* {line}" for line in said),
             "",
@@ -253,7 +253,7 @@ def page(facts: dict, tables: dict[str, pl.DataFrame]) -> str:
             "## Reading properties",
             "",
             "Test accuracy of the zoo's test models, by representation and probe"
-            " ([demo_properties.csv](demo_properties.csv)):",
+            f" ([{name}_properties.csv]({name}_properties.csv)):",
             "",
             accuracy_table(properties),
             "",
@@ -270,22 +270,23 @@ def page(facts: dict, tables: dict[str, pl.DataFrame]) -> str:
             "",
             "Test accuracy as made (epoch 0, mean ± standard deviation over networks) and after fine-tuning with the",
             "same optimiser, schedule and batches; the learning rate is chosen for each source on validation images",
-            "([demo_generation.csv](demo_generation.csv)):",
+            f"([{name}_generation.csv]({name}_generation.csv)):",
             "",
             generation_table(generation),
             "",
             "Novelty; distances are to the nearest training network, in units of the usual distance between training",
-            "networks ([demo_novelty.csv](demo_novelty.csv)):",
+            f"networks ([{name}_novelty.csv]({name}_novelty.csv)):",
             "",
             novelty_table(novelty),
             "",
-            "Ensembles by mean softmax, accuracy / negative log-likelihood ([demo_ensembles.csv](demo_ensembles.csv)):",
+            "Ensembles by mean softmax, accuracy / negative log-likelihood "
+            f"([{name}_ensembles.csv]({name}_ensembles.csv)):",
             "",
             ensemble_table(ensembles),
             "",
             "---",
             "",
-            "Written by `python docs/write_demo_results.py RUN` from the folder of the run.",
+            f"Written by `python docs/write_demo_results.py RUN {name}` from the folder of the run.",
             "",
         ]
     )
@@ -336,15 +337,15 @@ def _plain(target: str) -> str:
     return f"{log} of {plain_name(column)}" if log else plain_name(column)
 
 
-def main(run: Path, root: Path = Path(__file__).parents[1]) -> None:
-    """Write everything into the documentation below `root`.
+def main(run: Path, name: str = "demo", root: Path = Path(__file__).parents[1]) -> None:
+    """Write everything into the documentation below `root`; the README's lines only for the run named `demo`.
 
     Raises:
         WeightspaceError: The run lacks a table or its facts, or the README lacks its marked block.
     """
     try:
         facts = json.loads((run / "run.json").read_text())
-        tables = {name: pl.read_csv(run / "tables" / f"{name}.csv", infer_schema_length=None) for name in TABLES}
+        tables = {key: pl.read_csv(run / "tables" / f"{key}.csv", infer_schema_length=None) for key in TABLES}
     except OSError as error:
         raise WeightspaceError(f"{run} is no finished run of the demo: {error}") from error
     readme = root / "README.md"
@@ -353,17 +354,18 @@ def main(run: Path, root: Path = Path(__file__).parents[1]) -> None:
     if count != 1:
         raise WeightspaceError(f"{readme} must have one block from {BEGIN} to {END}, found {count}")
     folder = root / "docs" / "results"
-    for name, table in tables.items():
-        table.with_columns(pl.col(pl.Float64).round_sig_figs(6)).write_csv(folder / f"demo_{name}.csv")
-    report.readme_picture(run, folder / "demo.png")
-    (folder / "demo.md").write_text(page(facts, tables))
-    readme.write_text(new)
+    for key, table in tables.items():
+        table.with_columns(pl.col(pl.Float64).round_sig_figs(6)).write_csv(folder / f"{name}_{key}.csv")
+    report.readme_picture(run, folder / f"{name}.png")
+    (folder / f"{name}.md").write_text(page(facts, tables, name))
+    if name == "demo":
+        readme.write_text(new)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python docs/write_demo_results.py RUN")
+    if len(sys.argv) not in (2, 3):
+        sys.exit("usage: python docs/write_demo_results.py RUN [NAME]")
     try:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]), *sys.argv[2:])
     except WeightspaceError as error:
         sys.exit(f"error: {error}")

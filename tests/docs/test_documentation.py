@@ -189,7 +189,7 @@ def finished(tmp_path):
 
 
 def written(writer, run: Path, root: Path) -> str:
-    writer.main(run, root)
+    writer.main(run, root=root)
     return (root / "docs/results/demo.md").read_text()
 
 
@@ -228,7 +228,7 @@ def test_results_page_can_be_written_again(writer, finished):
     run, root = finished
 
     def content() -> dict[str, bytes]:
-        writer.main(run, root)
+        writer.main(run, root=root)
         return {file.name: file.read_bytes() for file in root.rglob("*") if file.is_file()}
 
     assert content() == content()
@@ -239,5 +239,5 @@ def test_results_page_needs_a_finished_run(writer, finished):
     before = (root / "README.md").read_text()
     (run / "tables/novelty.csv").unlink()
     with pytest.raises(WeightspaceError, match=r"no finished run of the demo: .*novelty\.csv"):
-        writer.main(run, root)
+        writer.main(run, root=root)
     assert (root / "README.md").read_text() == before
