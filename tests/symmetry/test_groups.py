@@ -201,6 +201,27 @@ def test_one_tensor_may_move_along_two_axes_of_one_group():
     assert torch.equal(moved, matrix[permutation[0]][:, permutation[0]])
 
 
+def test_units_may_begin_late_repeat_and_own_blocks():
+    # One index, then two repeats of three units that own two indices each, then one index.
+    layout = Layout.of(nn.Linear(14, 2, bias=False))
+    group = PermutationGroup("units", 3, (Place("weight", 1, block=2, start=1, repeats=2),))
+    moved = torch.arange(28).view(1, 28).gather(1, gather_index(layout, [group], [torch.tensor([[2, 0, 1]])]))
+    line = [0, 5, 6, 1, 2, 3, 4, 11, 12, 7, 8, 9, 10, 13]
+    assert moved.tolist() == [line + [14 + i for i in line]]
+
+
+def test_two_digits_of_one_axis_commute():
+    # Heads (slow digit) and values of a head (fast digit) of one axis of 2 x 3 indices.
+    layout = Layout.of(nn.Linear(6, 1, bias=False))
+    heads = PermutationGroup("heads", 2, (Place("weight", 1, block=3),))
+    values = PermutationGroup("values", 3, (Place("weight", 1, repeats=2),))
+    swap, turn = torch.tensor([[1, 0]]), torch.tensor([[1, 2, 0]])
+    both = gather_index(layout, [heads, values], [swap, turn])
+    assert torch.equal(both, gather_index(layout, [values, heads], [turn, swap]))
+    assert torch.equal(both, gather_index(layout, [heads], [swap]).gather(1, gather_index(layout, [values], [turn])))
+    assert both.tolist() == [[4, 5, 3, 1, 2, 0]]
+
+
 def test_random_permutations_are_uniform_and_reproducible():
     groups = [PermutationGroup("a", 3, ()), PermutationGroup("b", 5, ())]
     count = 12_000

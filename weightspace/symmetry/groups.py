@@ -5,7 +5,11 @@ axis, the norm vectors behind it and the next layer's input axis follow. Input a
 
 Convention: permuted unit `i` is old unit `permutation[i]`, so `new = old[permutation]` along every place of the group.
 
-Axes: m network, p parameter, n unit of a group, o values before the axis of a place, i values of one unit behind it.
+All groups of a network commute: each renumbers one digit of an axis' index and leaves the others alone. So a network's
+symmetries are a direct product, and permutations of different groups can be drawn, stored and applied in any order.
+
+Axes: m network, p parameter, n unit of a group, o values before the axis of a place, r repeats of all units along the
+axis, i values of one unit behind it.
 """
 
 from collections.abc import Sequence
@@ -22,14 +26,25 @@ from weightspace.networks.layout import Layout, TensorSpec
 
 @dataclass(frozen=True)
 class Place:
-    """One axis of one tensor that counts the units of a group."""
+    """One axis of one tensor that counts the units of a group.
+
+    Repeat `r` of unit `u` owns the indices `start + (r * size + u) * block` up to `block` further, where `size` is that
+    of the group.
+
+    >>> Place("fc.weight", 1, block=49)  # behind a flatten each channel owns 49 consecutive values
+    Place(tensor='fc.weight', axis=1, block=49, start=0, repeats=1)
+    """
 
     tensor: str
     """Name of the tensor in the layout."""
     axis: int
     """Axis of that tensor."""
     block: int = 1
-    """Consecutive indices that a unit owns: unit `u` has `[u * block, (u + 1) * block)`; over 1 after a flatten."""
+    """Consecutive indices that a unit owns; over 1 after a flatten, or where a unit is an attention head."""
+    start: int = 0
+    """First index; over 0 behind a concatenation, or in a tensor that stacks several maps (attention, LSTM)."""
+    repeats: int = 1
+    """How often all units follow each other; over 1 where units are the fast digit, as the channels last of images."""
 
 
 @dataclass(frozen=True)
@@ -109,21 +124,23 @@ def _block(source: TensorSpec, size: int, block: int, spec: TensorSpec, axis: in
 
 
 def unit_view(rows: Shaped[Tensor, "m p"], layout: Layout, group: PermutationGroup, place: Place) -> Tensor:
-    """The values at one place of a group, by unit: a view `[m, o, n, i]` of the rows, nothing is copied.
+    """The values at one place of a group, by unit: a view `[m, o, r, n, i]` of the rows, nothing is copied.
 
     Args:
         rows: Anything in layout order: weights, or positions.
         place: One of the group's places.
     Returns:
-        `[m, o, n, i]`; a block lies directly before the axes behind it, so it is part of `i`.
+        `[m, o, r, n, i]`; a block lies directly before the axes behind it, so it is part of `i`.
 
     >>> layout = Layout.of(torch.nn.Linear(3, 2))
     >>> group = PermutationGroup("input", 3, (Place("weight", 1),))
     >>> unit_view(torch.zeros(5, 8), layout, group, group.places[0]).shape
-    torch.Size([5, 2, 3, 1])
+    torch.Size([5, 2, 1, 3, 1])
     """
-    behind = prod(layout.by_name[place.tensor].shape[place.axis + 1 :])
-    return rows[:, layout.slices[place.tensor]].unflatten(1, (-1, group.size, place.block * behind))
+    shape = layout.by_name[place.tensor].shape
+    axis = rows[:, layout.slices[place.tensor]].unflatten(1, (-1, shape[place.axis], prod(shape[place.axis + 1 :])))
+    units = axis.narrow(2, place.start, place.repeats * group.size * place.block)
+    return units.unflatten(2, (place.repeats, group.size, place.block)).flatten(4)
 
 
 def gather_index(
@@ -155,8 +172,8 @@ def gather_index(
         shift = permutation - torch.arange(group.size, device=device)
         for place in group.places:
             units = unit_view(index, layout, group, place)
-            # Axes move independently, so a position is its start plus one displacement for each axis that moves.
-            units += (shift * units.shape[3])[:, None, :, None]
+            # Groups commute, so a position is its start plus one displacement for each group that moves it.
+            units += (shift * units.shape[-1])[:, None, None, :, None]
     return index
 
 

@@ -4,7 +4,7 @@ Renumber the hidden units of each network so that it lies as near as possible to
 products <reference, permuted row>, which is to minimise their distance. Coordinate ascent: for one group at a time, all
 others held fixed, a linear assignment is the exact optimum.
 
-Axes: m network, p parameter, n unit of a group, o and i values of a unit before and behind its axis, k group.
+Axes: m network, p parameter, n unit of a group, o, r and i values of a unit as in `unit_view`, k group.
 """
 
 from collections.abc import Sequence
@@ -235,7 +235,7 @@ def _products(
     products = current.new_zeros(len(which), group.size, group.size)
     for place in group.places:
         wanted = unit_view(target[None], layout, group, place)[0]
-        products += torch.einsum("oai,mobi->mab", wanted, unit_view(current, layout, group, place)[which])
+        products += torch.einsum("orai,morbi->mab", wanted, unit_view(current, layout, group, place)[which])
     return products
 
 
@@ -253,7 +253,7 @@ def _reorder(
     """Permute the units of one group in the rows `which`, in place."""
     for place in group.places:
         units = unit_view(rows, layout, group, place)
-        units[which] = units[which[:, None], :, moves].transpose(1, 2)
+        units[which] = units[which[:, None], :, :, moves].permute(0, 2, 3, 1, 4)
 
 
 def _permuted(
