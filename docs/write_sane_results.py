@@ -1,6 +1,6 @@
 """What the choices in SANE and in sampling are worth: docs/results/sane.md and its CSVs.
 
-weightspace demo && python docs/write_sane_results.py weightspace-demo: about four minutes on two cores.
+weightspace demo && python docs/write_sane_results.py weightspace-demo: about five minutes on two cores.
 Uses the demo's zoo. Variants of SANE are trained for two epochs each and measured on models and images of the
 validation split; test data are not touched.
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from weightspace.demo import machine
 from weightspace.encoders import SANE, SANEConfig, TrainingConfig, load
 from weightspace.encoders.sane import SANEModule, masked_mse, small
 from weightspace.evaluation import best_prompts, median_distance
+from weightspace.evaluation.properties import predict_properties, statistics
 from weightspace.generators import KDE, KDEConfig
 from weightspace.zoo.behaviour import metrics
 
@@ -50,7 +52,9 @@ split, with one seed.
 
 SANE trained for {epochs} epochs of the training models. Error is the masked mean squared error of standardised weights,
 without noise; accuracy is that of the last checkpoints of the validation models after encoding and decoding, on
-validation images (as they are: {original:.3f}). [sane_ablation.csv](sane_ablation.csv)
+validation images (as they are: {original:.3f}). R² is that of test accuracy from the embedding `layers` with a ridge
+probe: fitted on training models, its penalty chosen on one half of the validation models and scored on the other,
+mean of both ways; weight statistics have {statistics:.3f}. [sane_ablation.csv](sane_ablation.csv)
 
 {ablation}
 
@@ -92,6 +96,19 @@ def error(sane: SANE, zoo: ws.Zoo) -> float:
     return float(masked_mse(decoded, tokens, sane.view.mask))
 
 
+def probe(represent: Callable[[ws.Zoo], np.ndarray], training: ws.Zoo, validation: ws.Zoo) -> float:
+    """R² of test accuracy on validation models; of their two halves one chooses the penalty, the other scores."""
+    models = sorted(validation.models)
+    halves = [validation.where(pl.col("model").is_in(models[i::2])) for i in (0, 1)]
+    found = []
+    for chooses, scores in (halves, halves[::-1]):
+        values, _ = predict_properties(
+            training, chooses, scores, {"": represent}, ["metric.test_accuracy"], boosting=()
+        )
+        found.append(values.filter(pl.col("metric") == "r2")["value"].item())
+    return sum(found) / 2
+
+
 def table(frame: pl.DataFrame) -> str:
     """A Markdown table with three decimals."""
     lines = [" | ".join(frame.columns), " | ".join("---:" if t.is_numeric() else ":---" for t in frame.dtypes)]
@@ -116,6 +133,7 @@ def main(run: Path) -> None:
     variants: dict[str, Callable[[], SANE]] = {
         "default": lambda: fitted(base),
         "published initialisation": lambda: fitted(base),
+        "without magnitudes": lambda: fitted(replace(base, magnitudes=False)),
         "both views aligned": lambda: fitted(replace(base, permuted_view=False)),
         "no contrast": lambda: fitted(replace(base, contrast=0.0)),
         "latent of 3/4 of the token": lambda: fitted(replace(base, latent=round(base.token_width * 3 / 4))),
@@ -128,8 +146,10 @@ def main(run: Path) -> None:
                 sane = make()
         else:
             sane = make()
+        r2 = probe(lambda part, sane=sane: sane.embed(part, "layers").numpy(), training, validation)
         errors = {"training error": error(sane, training), "validation error": error(sane, validation)}
-        rows.append({"variant": name, **errors, "validation accuracy": accuracy(sane.reconstruct(last))})
+        reconstructed = accuracy(sane.reconstruct(last))
+        rows.append({"variant": name, **errors, "validation accuracy": reconstructed, "R²": r2})
     ablation = pl.DataFrame(rows)
 
     sane = load(run / "sane")
@@ -147,6 +167,7 @@ def main(run: Path) -> None:
     ablation.write_csv(RESULTS / "sane_ablation.csv")
     sampling.write_csv(RESULTS / "sane_sampling.csv")
     facts = {**machine(), "torch": version("torch"), "seed": SEED, "epochs": EPOCHS, "original": accuracy(last)}
+    facts |= {"statistics": probe(statistics, training, validation)}
     facts |= {"drawn": DRAWN, "share": ws.evaluation.PROMPTS}
     page = PAGE.format(**facts, ablation=table(ablation), sampling=table(sampling))
     (RESULTS / "sane.md").write_text(page)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from weightspace.encoders import SANE, SANEConfig, TrainingConfig
 from weightspace.encoders import sane as sane_file
 from weightspace.encoders.preparation import Preparation
-from weightspace.encoders.sane import SANEModule, cnn, halo_windows, masked_mse, nt_xent, resnet18, small
+from weightspace.encoders.sane import SANEModule, cnn, halo_windows, log_magnitude, masked_mse, nt_xent, resnet18, small
 from weightspace.errors import ConfigError
 from weightspace.networks import Layout
 from weightspace.symmetry import chain_groups, gather_index, random_permutations
@@ -171,8 +171,9 @@ def test_published_sizes(config, published, tables):
     assert sum(sizes.values()) == pytest.approx(published, rel=0.02)  # published with two digits
 
 
-def test_every_parameter_gets_a_gradient():
-    made = encoder()
+@pytest.mark.parametrize("magnitudes", [False, True])
+def test_every_parameter_gets_a_gradient(magnitudes):
+    made = encoder(magnitudes=magnitudes)
     views = made.view.tokenise(rows_of(8))
     views = torch.stack([views, views + 0.1 * torch.randn(views.shape, generator=generator())])
     made.module(views, made.view.positions, made.view.mask)["loss"].backward()
@@ -209,6 +210,29 @@ def test_each_part_of_a_position_counts():
         positions = made.view.positions.clone()
         positions[4, column] = (positions[4, column] + 1) % SIZES["max_positions"][column]
         assert not torch.allclose(made.module.encode(tokens, positions), before, atol=1e-5)
+
+
+def test_log_magnitude_counts_orders_of_magnitude():
+    tokens = torch.tensor([0.0, 1.0, -1.0, 0.1, 10.0])
+    found = log_magnitude(tokens)
+    assert found[:3].tolist() == [0.0, 1.0, 1.0]
+    # from a thousandth of a deviation to one are three orders, so each is a third
+    torch.testing.assert_close(
+        found[3:], torch.tensor([2 / 3, 4 / 3]), rtol=1e-4, atol=0
+    )  # 1 + (t / least)² is (t / least)²
+    assert torch.equal(log_magnitude(-tokens), found)
+
+
+def test_magnitudes_show_what_is_lost_beside_large_weights():
+    """Networks whose small weights differ by a factor of ten are nearly one point for a map linear in the weights."""
+    rows = rows_of(1)
+    small, smaller = (rows * torch.where(torch.arange(LAYOUT.parameters) < 30, scale, 1.0) for scale in (1e-2, 1e-3))
+
+    def moved(made: SANE) -> float:
+        states = [made.module.hidden(made.view.tokenise(row), made.view.positions) for row in (small, smaller)]
+        return ((states[1] - states[0]).norm() / states[0].norm()).item()
+
+    assert moved(encoder(magnitudes=True)) > 5 * moved(encoder())
 
 
 def test_initial_reconstruction_depends_on_the_weights():
@@ -311,7 +335,7 @@ def test_embedding_does_not_see_the_order_of_hidden_units():
     permutations = [p.repeat_interleave(3, 0) for p in random_permutations(groups, 4, generator(2))]
     permuted = rows.gather(1, gather_index(LAYOUT, groups, permutations))
     assert not torch.allclose(made.encode(permuted), made.encode(rows))
-    for pooling in ("mean", "sequence", "full"):
+    for pooling in ("mean", "sequence", "layers"):
         original = made.embed(zoo_of(rows, runs=4), pooling)
         torch.testing.assert_close(made.embed(zoo_of(permuted, runs=4), pooling), original, rtol=0, atol=0)
 
@@ -331,7 +355,7 @@ def test_mean_embedding_and_sequence():
 
 
 @pytest.mark.parametrize("sizes", [{}, {"window": 4, "halo": 1}])
-def test_full_embedding_has_states_of_each_layer_beside_the_sequence(sizes):
+def test_layers_embedding_has_moments_of_the_states_of_each_layer(sizes):
     made, zoo = encoder(**sizes), zoo_of(rows_of(4))
     states = []
     for row in made.preparation.apply(zoo):
@@ -341,16 +365,16 @@ def test_full_embedding_has_states_of_each_layer_beside_the_sequence(sizes):
     states = torch.stack(states)  # m t d
     layers = [states[:, :6], states[:, 6:]]
     means = torch.cat([layer.mean(1) for layer in layers], 1)
-    deviations = torch.cat([layer.std(1, correction=0) for layer in layers], 1)
-    wanted = torch.cat([made.embed(zoo, "sequence"), means, deviations], 1)
-    torch.testing.assert_close(made.embed(zoo, "full"), wanted, rtol=1e-3, atol=1e-4)  # a difference of squares
+    variances = torch.cat([layer.var(1, correction=0) for layer in layers], 1)
+    wanted = torch.cat([means, (variances + 1e-4).log()], 1)
+    torch.testing.assert_close(made.embed(zoo, "layers"), wanted, rtol=1e-4, atol=1e-5)  # sums in another order
 
 
 def test_embedding_in_pieces_is_embedding_at_once(monkeypatch):
     made, zoo = encoder(), zoo_of(rows_of(7))
-    whole = made.embed(zoo, "full")
+    whole = made.embed(zoo, "layers")
     monkeypatch.setattr(sane_file, "_EMBEDDED_AT_ONCE", 2)
-    torch.testing.assert_close(made.embed(zoo, "full"), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.embed(zoo, "layers"), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_reconstruction_keeps_the_table_and_is_decoded_latents():

@@ -44,7 +44,7 @@ def embed(
     zoo: Path,
     *,
     out: Path = Path("embeddings.parquet"),
-    pooling: Literal["mean", "sequence", "full"] = "mean",
+    pooling: Literal["mean", "sequence", "layers"] = "mean",
 ) -> None:
     """Write the embedding of every checkpoint of a zoo, beside its columns.
 
@@ -52,7 +52,7 @@ def embed(
         encoder: Folder of a fitted encoder.
         zoo: Folder of the zoo.
         out: Parquet file with the zoo's table and a column `embedding`.
-        pooling: Mean over tokens, the whole sequence of token latents, or these with the moments of hidden states.
+        pooling: Mean of the token latents, the whole sequence of them, or moments of the encoder's states by layer.
     """
     fitted, whole = encoders.load(encoder), open_zoo(zoo)
     finite = whole.finite()

@@ -28,7 +28,9 @@ from weightspace.training import TrainingConfig
 from weightspace.views.tokens import TokenView
 from weightspace.zoo import Zoo
 
-Pooling = Literal["mean", "sequence", "full"]
+Pooling = Literal["mean", "sequence", "layers"]
+_LEAST = 1e-3  # magnitude, in standard deviations, below which weights count as zero
+_LEAST_VARIANCE = 1e-4  # of hidden states over a layer, whose spread is about one
 _EMBEDDED_AT_ONCE = 1024  # networks whose hidden states are held at a time
 _TOKENS_AT_ONCE = 2**15  # tokens of a forward pass without gradients: bounds the memory of encoding a zoo
 
@@ -62,6 +64,8 @@ class SANEConfig:
     """Multiplicative noise on the tokens of both views, as a standard deviation."""
     permuted_view: bool = True
     """Permute the hidden units of the second view at random, afresh for each network and step."""
+    magnitudes: bool = False
+    """Show the encoder, beside each weight, its magnitude on a logarithmic scale (not published)."""
 
     def __post_init__(self):
         if self.width % (2 * self.heads):
@@ -83,6 +87,7 @@ def small(layout: Layout) -> SANEConfig:
         window=window,
         halo=0 if window == view.count else window // 4,
         latent=max(16, round(view.width * 7 / 8)),
+        magnitudes=True,
     )
 
 
@@ -149,6 +154,18 @@ def nt_xent(first: Float[Tensor, "b d"], second: Float[Tensor, "b d"], temperatu
 # --- module ------------------------------------------------------------------------------------------------------
 
 
+def log_magnitude(tokens: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+    """Magnitudes of standardised weights on a logarithmic scale: 0 for padding, 1 for one standard deviation.
+
+    Training moves weights by orders of magnitude (those of dead inputs decay towards zero), and the accuracy of a
+    network depends on how far. A map that is linear in the weights cannot show it.
+
+    >>> log_magnitude(torch.tensor([0.0, -1.0]))
+    tensor([0., 1.])
+    """
+    return torch.log1p((tokens / _LEAST).square()) / math.log1p(_LEAST**-2)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block as in GPT-2, without biases, not causal."""
 
@@ -178,7 +195,7 @@ class SANEModule(nn.Module):
         super().__init__()
         self.config = c = config
         with torch.device(device or "cpu"):
-            self.token_in = nn.Linear(c.token_width, c.width)
+            self.token_in = nn.Linear(c.token_width * (1 + c.magnitudes), c.width)
             self.token_table, self.layer_table, self.channel_table = (
                 nn.Embedding(size, c.width // 2) for size in c.max_positions
             )
@@ -216,7 +233,8 @@ class SANEModule(nn.Module):
 
     def hidden(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t d"]:
         """What the encoder knows of windows before the bottleneck."""
-        return self.encoder(self.token_in(tokens) + self.position(positions))
+        seen = torch.cat([tokens, log_magnitude(tokens)], dim=-1) if self.config.magnitudes else tokens
+        return self.encoder(self.token_in(seen) + self.position(positions))
 
     def encode(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t z"]:
         """Latents of windows."""
@@ -358,12 +376,11 @@ class SANE(Pretrained):
         Args:
             zoo: Networks of the layout that the encoder was fitted on.
             pooling: `mean` is the mean of the token latents, as published: small, for maps and search. `sequence` is
-                all token latents. `full` has beside them mean and deviation, over the tokens of each layer, of the
-                encoder's states before the bottleneck: latents are nearly linear in the weights, these states are not,
-                and a linear probe needs both.
+                all token latents, enough to decode the network. `layers` has, for each layer, mean and logarithm of the
+                variance over its tokens of the encoder's states before the bottleneck: what a linear probe needs.
 
         Returns:
-            float32 `[checkpoints, z]`, `[checkpoints, tokens * z]` or `[checkpoints, tokens * z + layers * 2 * d]`.
+            float32 `[checkpoints, z]`, `[checkpoints, tokens * z]` or `[checkpoints, layers * 2 * d]`.
         """
         rows = self.preparation.apply(zoo)
         parts = [self._pooled(some, pooling) for some in rows.split(_EMBEDDED_AT_ONCE)]
@@ -373,16 +390,15 @@ class SANE(Pretrained):
     def _pooled(self, rows: Float[Tensor, "m p"], pooling: Pooling) -> Float[Tensor, "m e"]:
         self.module.eval()
         states = self._haloed(self.view.tokenise(rows), self.module.hidden)  # m t d
-        latents = self.module.latent_out(states)
-        if pooling == "mean":
-            return latents.mean(1)
-        if pooling == "sequence":
-            return latents.flatten(1)
-        member = F.one_hot(self.view.positions[:, 1]).to(states)
+        if pooling != "layers":
+            latents = self.module.latent_out(states)
+            return latents.mean(1) if pooling == "mean" else latents.flatten(1)
+        layer = self.view.positions[:, 1]
+        member = F.one_hot(layer).to(states)
         share = member / member.sum(0)  # t l
         mean = torch.einsum("mtd,tl->mld", states, share)
-        variance = torch.einsum("mtd,tl->mld", states.square(), share) - mean.square()
-        return torch.cat([x.flatten(1) for x in (latents, mean, variance.clamp(min=0).sqrt())], dim=1)
+        variance = torch.einsum("mtd,tl->mld", (states - mean[:, layer]).square(), share)
+        return torch.cat([mean.flatten(1), (variance + _LEAST_VARIANCE).log().flatten(1)], dim=1)
 
     def reconstruct(self, zoo: Zoo) -> Zoo:
         """The zoo after encoding and decoding: the ceiling of what can be generated through the latent space."""

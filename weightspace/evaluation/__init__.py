@@ -59,7 +59,7 @@ def properties(
     """
     train, validation, test = zoo.finite().split(seed)
     representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
-        "SANE, full": lambda part: encoder.embed(part, "full").numpy(),
+        "SANE, layers": lambda part: encoder.embed(part, "layers").numpy(),
         "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
         "SANE, mean token": lambda part: encoder.embed(part).numpy(),
         "weight statistics": statistics,
@@ -148,7 +148,7 @@ def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
     zoo = zoo.finite()
     sides = zip(("train", "validation", "test"), zoo.split(seed), strict=True)
     side = {model: name for name, part in sides for model in part.models}
-    embedding = encoder.embed(zoo, "full").double()
+    embedding = encoder.embed(zoo, "layers").double()
     known = torch.tensor([side[model] == "train" for model in zoo.table["model"]])
     mean, std = embedding[known].mean(0), embedding[known].std(0).clamp(min=1e-12)
     scaled = (embedding - mean) / std
