@@ -231,14 +231,28 @@ class SANEModule(nn.Module):
         number, layer, channel = positions.unbind(-1)
         return torch.cat([self.token_table(number) + self.layer_table(layer), self.channel_table(channel)], dim=-1)
 
-    def hidden(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t d"]:
-        """What the encoder knows of windows before the bottleneck."""
-        seen = torch.cat([tokens, log_magnitude(tokens)], dim=-1) if self.config.magnitudes else tokens
-        return self.encoder(self.token_in(seen) + self.position(positions))
+    def hidden(
+        self,
+        tokens: Float[Tensor, "b t w"],
+        positions: Int64[Tensor, "*b t 3"],
+        shown: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """What the encoder knows of windows before the bottleneck; magnitudes where they are shown, or everywhere."""
+        if self.config.magnitudes:
+            magnitudes = log_magnitude(tokens)
+            if shown is not None:
+                magnitudes = magnitudes * shown[:, None, None]
+            tokens = torch.cat([tokens, magnitudes], dim=-1)
+        return self.encoder(self.token_in(tokens) + self.position(positions))
 
-    def encode(self, tokens: Float[Tensor, "b t w"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t z"]:
+    def encode(
+        self,
+        tokens: Float[Tensor, "b t w"],
+        positions: Int64[Tensor, "*b t 3"],
+        shown: Bool[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b t z"]:
         """Latents of windows."""
-        return self.latent_out(self.hidden(tokens, positions))
+        return self.latent_out(self.hidden(tokens, positions, shown))
 
     def decode(self, latents: Float[Tensor, "b t z"], positions: Int64[Tensor, "*b t 3"]) -> Float[Tensor, "b t w"]:
         """Tokens of windows."""
@@ -254,7 +268,9 @@ class SANEModule(nn.Module):
     ) -> dict[str, Tensor]:
         """Loss of two views of the same windows: (1 - gamma) reconstruction + gamma contrast."""
         tokens = views.flatten(0, 1)
-        latents = self.encode(tokens, positions)
+        # The second view goes without magnitudes: leaning on them, training networks are decoded well and others not.
+        shown = torch.arange(len(tokens), device=tokens.device) < len(views[0])
+        latents = self.encode(tokens, positions, shown)
         reconstruction = masked_mse(self.decode(latents, positions), tokens, real)
         first, second = self.project(latents).chunk(2)
         contrast = nt_xent(first, second, self.config.temperature)
