@@ -58,6 +58,14 @@ mean of both ways; weight statistics have {statistics:.3f}. [sane_ablation.csv](
 
 {ablation}
 
+## Where weights say how accurate a network is
+
+R² as above, of plain features: mean and spread of each column of each layer (all weights that read one input, of all
+output channels), in aligned, standardised weights. The last row is the demo's encoder. The logarithm of the spread
+makes the difference, and it must be taken before columns are mixed. [sane_columns.csv](sane_columns.csv)
+
+{columns}
+
 ## Sampling
 
 {drawn} networks a row from the demo's encoder; prompts are the best {share:.0%} of the training models. Distance is the
@@ -109,6 +117,33 @@ def probe(represent: Callable[[ws.Zoo], np.ndarray], training: ws.Zoo, validatio
     return sum(found) / 2
 
 
+def moments(tokens: torch.Tensor, layer: torch.Tensor, spread: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+    """Mean and spread of each value of the tokens over those of a layer."""
+    of_layers = [tokens[:, layer == number] for number in layer.unique()]
+    parts = [part for of_layer in of_layers for part in (of_layer.mean(1), spread(of_layer.var(1, correction=0)))]
+    return torch.cat(parts, dim=1).numpy()
+
+
+def column_features(sane: SANE) -> dict[str, Callable[[ws.Zoo], np.ndarray]]:
+    """Representations of the section on columns, by name."""
+    layer, generator = sane.view.positions[:, 1], torch.Generator().manual_seed(SEED)
+    rotation = torch.linalg.qr(torch.randn(sane.view.width, sane.view.width, generator=generator)).Q
+
+    def tokens(zoo: ws.Zoo) -> torch.Tensor:
+        return sane.view.tokenise(sane.preparation.apply(zoo))
+
+    def log(variance: torch.Tensor) -> torch.Tensor:
+        return (variance + 1e-6).log()
+
+    return {
+        "weight statistics": statistics,
+        "columns, mean and deviation": lambda zoo: moments(tokens(zoo), layer, torch.sqrt),
+        "columns, mean and log variance": lambda zoo: moments(tokens(zoo), layer, log),
+        "the same of columns mixed by a random rotation": lambda zoo: moments(tokens(zoo) @ rotation, layer, log),
+        "SANE, layers": lambda zoo: sane.embed(zoo, "layers").numpy(),
+    }
+
+
 def table(frame: pl.DataFrame) -> str:
     """A Markdown table with three decimals."""
     lines = [" | ".join(frame.columns), " | ".join("---:" if t.is_numeric() else ":---" for t in frame.dtypes)]
@@ -153,6 +188,9 @@ def main(run: Path) -> None:
     ablation = pl.DataFrame(rows)
 
     sane = load(run / "sane")
+    columns = pl.DataFrame(
+        [{"features": name, "R²": probe(f, training, validation)} for name, f in column_features(sane).items()]
+    )
     prompts, heldout = best_prompts(training), best_prompts(test)
     usual = median_distance(heldout, prompts, sane.preparation.aligned)
     rows = []
@@ -165,11 +203,12 @@ def main(run: Path) -> None:
     sampling = pl.DataFrame(rows, infer_schema_length=None)
 
     ablation.write_csv(RESULTS / "sane_ablation.csv")
+    columns.write_csv(RESULTS / "sane_columns.csv")
     sampling.write_csv(RESULTS / "sane_sampling.csv")
     facts = {**machine(), "torch": version("torch"), "seed": SEED, "epochs": EPOCHS, "original": accuracy(last)}
     facts |= {"statistics": probe(statistics, training, validation)}
     facts |= {"drawn": DRAWN, "share": ws.evaluation.PROMPTS}
-    page = PAGE.format(**facts, ablation=table(ablation), sampling=table(sampling))
+    page = PAGE.format(**facts, ablation=table(ablation), sampling=table(sampling), columns=table(columns))
     (RESULTS / "sane.md").write_text(page)
 
 
