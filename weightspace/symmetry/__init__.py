@@ -9,6 +9,7 @@ from weightspace.symmetry.groups import (
     unit_view,
 )
 from weightspace.symmetry.matching import align, align_runs, mean_reference, weight_matching
+from weightspace.symmetry.scales import ScaleGroup, apply_scales, random_scales, scale_factors
 from weightspace.symmetry.tracing import Basis, Frozen, Symmetry, symmetry_of
 from weightspace.symmetry.verification import Check, Verification, verify
 
@@ -18,14 +19,18 @@ __all__ = [
     "Frozen",
     "PermutationGroup",
     "Place",
+    "ScaleGroup",
     "Symmetry",
     "Verification",
     "align",
     "align_runs",
+    "apply_scales",
     "chain_groups",
     "gather_index",
     "mean_reference",
     "random_permutations",
+    "random_scales",
+    "scale_factors",
     "symmetry_of",
     "unit_view",
     "verify",

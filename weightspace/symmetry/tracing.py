@@ -7,14 +7,18 @@ module. What the trace cannot follow is frozen, with the reason; it is never gue
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial, lgamma, log, prod
+from typing import get_args
 
 from torch import Tensor, nn
 
 from weightspace.networks.layout import Layout
-from weightspace.symmetry.axes import WHOLE, AxisTrace
-from weightspace.symmetry.graph import record
-from weightspace.symmetry.groups import PermutationGroup, Place, chain_groups
-from weightspace.symmetry.units import Product, Term, Units, leaves, resolve
+from weightspace.symmetry.groups import PermutationGroup, Place, chain_groups, layer_of
+from weightspace.symmetry.scales import ScaleGroup, scale_groups
+from weightspace.symmetry.trace.axes import AxisTrace
+from weightspace.symmetry.trace.exponents import Kind
+from weightspace.symmetry.trace.graph import record
+from weightspace.symmetry.trace.homogeneity import ScaleTrace
+from weightspace.symmetry.trace.units import Product, Term, Units, leaves, resolve
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Symmetry:
     layout: Layout
     groups: tuple[PermutationGroup, ...]
     """Permutations, a direct product."""
+    scales: tuple[ScaleGroup, ...] = ()
+    """Positive scales and signs, each group independent of the others."""
     bases: tuple[Basis, ...] = ()
     """Continuous symmetries that are stated only."""
     frozen: tuple[Frozen, ...] = ()
@@ -97,6 +103,8 @@ class Symmetry:
         count = f"{len(self.groups)} permutation group{'s' if len(self.groups) != 1 else ''}"
         lines = [f"{count}, 10^{self.log10_order:.1f} renumberings{', inferred from the layout' * self.inferred}"]
         lines += [f"  {group.name} ({group.size}): {_listed(group.places)}" for group in self.groups]
+        if self.scales:
+            lines += ["scales", *(_described(group) for group in self.scales)]
         if self.bases:
             lines += ["bases", *(f"  {b.name}, GL({b.size}): {_listed(b.places)}" for b in self.bases)]
         if self.frozen:
@@ -131,7 +139,8 @@ def symmetry_of(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -
     """
     layout = Layout.of(module)
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    trace = AxisTrace(record(module, layout, inputs, WHOLE))
+    graph = record(module, layout, inputs)
+    trace = AxisTrace(graph)
     for spec in layout.tensors:
         if spec.name not in trace.tensors:
             axes = [Units(size, ["not used by the traced computation"]) for size in spec.shape]
@@ -141,6 +150,12 @@ def symmetry_of(module: nn.Module, example_input: Tensor | tuple[Tensor, ...]) -
     return Symmetry(
         layout=layout,
         groups=_named_groups(layout, free),
+        scales=tuple(
+            group
+            for kind in get_args(Kind)
+            for scales in [ScaleTrace(graph, kind)]
+            for group in scale_groups(layout, scales.tensors, scales.system)
+        ),
         bases=_bases(trace, free),
         frozen=_frozen(layout, places),
     )
@@ -181,24 +196,12 @@ def _occurrences(term: Term, whole: Place) -> list[tuple[Units, Place]]:
 def _named_groups(layout: Layout, free: dict[Units, list[Place]]) -> tuple[PermutationGroup, ...]:
     groups, names = [], set[str]()
     for units, places in free.items():
-        name = _name(layout, places)
+        name = layer_of(layout, places)
         if name in names:
             name = next(f"{name} #{i}" for i in range(2, len(free) + 2) if f"{name} #{i}" not in names)
         names.add(name)
         groups.append(PermutationGroup(name, units.size, tuple(places)))
     return tuple(groups)
-
-
-def _name(layout: Layout, places: Sequence[Place]) -> str:
-    """The layer that makes the units: the first that has them as outputs."""
-    kinds = [(place, layout.by_name[place.tensor]) for place in places]
-    # Layers of other kinds do not say which axis is their output; an embedding or a recurrent cell is met as maker first.
-    makers = [p for p, s in kinds if s.layer == "other" or (s.layer != "norm" and s.output_axis == p.axis)]
-    first = (makers or places)[0]
-    spec = layout.by_name[first.tensor]
-    layer = spec.layer_name or spec.name
-    within = " within" * (first.repeats > 1)
-    return f"{layer}{within}" + f" from {first.start}" * (first.start > 0)
 
 
 def _bases(trace: AxisTrace, free: dict[Units, list[Place]]) -> tuple[Basis, ...]:
@@ -216,6 +219,15 @@ def _frozen(layout: Layout, places: dict[Units, list[Place]]) -> tuple[Frozen, .
         if units.reasons and units.size > 1:
             reasons.setdefault("; ".join(units.reasons), []).extend(found)
     return tuple(Frozen(_listed(found), reason, tuple(found)) for reason, found in reasons.items())
+
+
+def _described(group: ScaleGroup) -> str:
+    powers = [
+        f"{place.tensor}[{place.axis}]" + f"^{exponent:g}" * (group.kind == "positive")
+        for place, exponent in zip(group.places, group.exponents, strict=True)
+    ]
+    about = "" if group.exact else ", up to eps"
+    return f"  {group.name}, {group.kind} ({group.size}{about}): {', '.join(dict.fromkeys(powers))}"
 
 
 def _listed(places: Sequence[Place], most: int | None = None) -> str:

@@ -6,8 +6,9 @@ size has changed for another reason.
 Axes: m element of the group, p parameter.
 """
 
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 import torch
@@ -17,8 +18,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from weightspace.errors import ConfigError
-from weightspace.symmetry.groups import PermutationGroup, gather_index, random_permutations
+from weightspace.symmetry.groups import PermutationGroup, Place, gather_index, random_permutations
+from weightspace.symmetry.scales import ScaleGroup, apply_scales, random_scales
 from weightspace.symmetry.tracing import Symmetry
+
+CONTROLS = 2
+"""Places of a group that are tried alone; one could be behind units that are always zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class Check:
     error: float
     """Largest change of an output, relative to the largest output."""
     control: float | None
-    """Smallest such change when only some of the group's tensors follow; `None` if it has no parts."""
+    """Such a change when only one of the group's places follows; `None` if it has no other."""
     exact: bool = True
     """Whether the symmetry is exact; if not, the error is only reported."""
 
@@ -162,17 +167,48 @@ def _check_permutations(network: _Network, group: PermutationGroup, elements: in
     permutations = random_permutations([group], elements, generator)
     rows = network.row.expand(elements, -1)
     moved = rows.gather(1, gather_index(network.layout, [group], permutations))
-    control = None
-    if len(group.places) > 1:
-        # All units move on by one, but only in the largest tensor.
-        sizes = [network.layout.by_name[place.tensor].size for place in group.places]
-        part = PermutationGroup(group.name, group.size, (group.places[sizes.index(max(sizes))],))
-        turn = torch.arange(group.size).roll(1)[None]
-        control = network.changes(rows[:1].gather(1, gather_index(network.layout, [part], [turn])))[0]
     return Check(
         group=group.name,
         kind="permutation",
         size=group.size,
         error=max(network.changes(moved)),
-        control=control,
+        control=_control(network, group.places, lambda place: _turned(network, group, place)),
     )
+
+
+def _turned(network: _Network, group: PermutationGroup, place: Place) -> Float64[Tensor, "1 p"]:
+    """All units move on by one, but only at one place."""
+    part = PermutationGroup(group.name, group.size, (place,))
+    turn = torch.arange(group.size).roll(1)[None]
+    return network.row[None].gather(1, gather_index(network.layout, [part], [turn]))
+
+
+def _check_scales(network: _Network, group: ScaleGroup, elements: int, generator: torch.Generator) -> Check:
+    scales = random_scales([group], elements, generator)
+    moved = apply_scales(network.row.expand(elements, -1), network.layout, [group], scales)
+    return Check(
+        group=group.name,
+        kind=group.kind,
+        size=group.size,
+        error=max(network.changes(moved)),
+        control=_control(network, group.places, lambda place: _scaled(network, group, place)),
+        exact=group.exact,
+    )
+
+
+def _scaled(network: _Network, group: ScaleGroup, place: Place) -> Float64[Tensor, "1 p"]:
+    """All units are scaled, but only at one place; every second one, as a norm may undo a common sign."""
+    part = replace(group, places=(place,), exponents=(1.0,))
+    scales = torch.ones(1, group.size)
+    scales[:, ::2] = -1 if group.kind == "sign" else 2
+    return apply_scales(network.row[None], network.layout, [part], [scales])
+
+
+def _control(
+    network: _Network, places: Sequence[Place], alone: Callable[[Place], Float64[Tensor, "1 p"]]
+) -> float | None:
+    """Largest change when one place moves without the others, over the places with most values."""
+    if len(places) < 2:
+        return None
+    largest = sorted(places, key=lambda place: -network.layout.by_name[place.tensor].size)[:CONTROLS]
+    return max(network.changes(alone(place))[0] for place in largest)

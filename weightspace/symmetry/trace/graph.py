@@ -17,6 +17,25 @@ from torch.export.graph_signature import InputKind
 from weightspace.errors import LayoutError
 from weightspace.networks.layout import Layout
 
+COPIES = ("alias", "detach", "clone", "_to_copy", "lift_fresh_copy", "contiguous", "dropout", "_assert_tensor_metadata")
+"""Operations that leave values as they are, up to rounding; dropout is switched off."""
+RESHAPES = ("view", "reshape", "_unsafe_view", "squeeze", "unsqueeze", "flatten", "unflatten")
+SPATIAL = (
+    *(f"{kind}_pool{n}d" for kind in ("avg", "max") for n in (1, 2, 3)),
+    *(f"max_pool{n}d_with_indices" for n in (2, 3)),
+    *(f"{lead}adaptive_{kind}_pool{n}d" for lead in ("", "_") for kind in ("avg", "max") for n in (1, 2, 3)),
+    *(f"upsample_{kind}" for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d")),
+    *(f"upsample_{kind}" for kind in ("bilinear2d", "bicubic2d", "trilinear3d")),
+)
+"""Pooling and resizing, channel by channel."""
+RECURRENT = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+"""Maps that a recurrent cell stacks in one weight."""
+COMPOSITES = {
+    *("linear", "matmul", "layer_norm", "rms_norm", "group_norm", "instance_norm", "scaled_dot_product_attention"),
+    *RECURRENT,
+    *(name for name in SPATIAL if name.startswith("upsample")),
+}
+"""Operations that have rules of their own and are not decomposed."""
 BATCH_NORMS = ("batch_norm", "_native_batch_norm_legit_no_training", "native_batch_norm", "instance_norm")
 
 
@@ -35,12 +54,11 @@ class Graph:
     """Buffers that the layout has but training does not change; they are among `tensors` too."""
 
 
-def record(module: nn.Module, layout: Layout, inputs: tuple[Tensor, ...], whole: Container[str]) -> Graph:
+def record(module: nn.Module, layout: Layout, inputs: tuple[Tensor, ...]) -> Graph:
     """Run the module on fake tensors and list its operations.
 
     Args:
         inputs: Positional arguments of the module.
-        whole: Names of composite operations that are not to be decomposed.
     Raises:
         LayoutError: The module cannot be traced, because its operations depend on values.
     """
@@ -53,7 +71,7 @@ def record(module: nn.Module, layout: Layout, inputs: tuple[Tensor, ...], whole:
             warnings.simplefilter("ignore")  # of torch, about its own internals
             program = torch.export.export(module, inputs)
             table = torch.export.default_decompositions()
-            for operation in [operation for operation in table if name_of(operation) in whole]:
+            for operation in [operation for operation in table if name_of(operation) in COMPOSITES]:
                 table.pop(operation)
             program = program.run_decompositions(table)
     except Exception as error:
