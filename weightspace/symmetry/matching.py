@@ -21,7 +21,7 @@ from torch import Tensor
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
-from weightspace.symmetry.groups import PermutationGroup, unit_view
+from weightspace.symmetry.groups import PermutationGroup
 
 MAX_SWEEPS = 100
 LEAST_GAIN = 1e-12
@@ -33,7 +33,7 @@ Tensors = dict[str, Shaped[Tensor, "_ _"]]
 
 def weight_matching(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     *,
@@ -47,7 +47,7 @@ def weight_matching(
 
     Args:
         rows: Networks to align.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         generator: Order of the groups in each sweep; always the same number of draws.
     Returns:
@@ -67,7 +67,9 @@ def weight_matching(
     found = [torch.empty(len(rows), group.size, dtype=torch.int64, device=rows.device) for group in groups]
 
     def match(chunk: slice) -> None:
-        for whole, part in zip(found, _ascend(rows[chunk], reference, layout, groups, orders)[0], strict=True):
+        for whole, part in zip(
+            found, _ascend(rows[chunk], _part(reference, chunk), layout, groups, orders)[0], strict=True
+        ):
             whole[chunk] = part
 
     _in_chunks(len(rows), layout, match)
@@ -76,7 +78,7 @@ def weight_matching(
 
 def align(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     generator: torch.Generator,
@@ -85,7 +87,7 @@ def align(
 
     Args:
         rows: Networks to align.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         generator: Order of the groups, as in `weight_matching`.
     Returns:
@@ -106,7 +108,7 @@ def align(
     aligned = torch.empty_like(rows)
 
     def match(chunk: slice) -> None:
-        _write(aligned[chunk], _ascend(rows[chunk], reference, layout, groups, orders)[1], layout)
+        _write(aligned[chunk], _ascend(rows[chunk], _part(reference, chunk), layout, groups, orders)[1], layout)
 
     _in_chunks(len(rows), layout, match)
     return aligned
@@ -144,7 +146,7 @@ def permuted(
 
 def align_runs(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     models: Int64[Tensor, " m"],
@@ -157,7 +159,7 @@ def align_runs(
 
     Args:
         rows: Checkpoints, in any order.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         models: Number of the model that each row belongs to; any integers.
         last: True for exactly one row of every model, the one that is matched.
@@ -190,50 +192,6 @@ def align_runs(
     return permuted(rows, layout, groups, [permutation[model] for permutation in permutations])
 
 
-def mean_reference(
-    rows: Float[Tensor, "m p"],
-    start: Float[Tensor, " p"],
-    layout: Layout,
-    groups: Sequence[PermutationGroup],
-    generator: torch.Generator,
-    *,
-    rounds: int = 10,
-) -> Float[Tensor, " p"]:
-    """The mean of aligned networks, as a reference that no single network sets (after MergeMany of Git Re-Basin).
-
-    Align all rows to the reference and take their mean as the next reference, until no row moves.
-
-    Args:
-        rows: Networks to average, from training runs only.
-        start: First reference, for example the best network.
-        groups: Groups of the layout.
-        generator: Order of the groups, as in `weight_matching`.
-        rounds: Most rounds of aligning and averaging.
-    Returns:
-        Mean of the aligned rows.
-    Raises:
-        ConfigError: `rounds` is below 1.
-        LayoutError: As in `align`.
-
-    >>> from weightspace.symmetry import chain_groups
-    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
-    >>> groups = chain_groups(layout)
-    >>> rows = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 1.0, 6.0, 3.0]])
-    >>> mean_reference(rows, rows[0], layout, groups, torch.Generator())
-    tensor([1., 3., 3., 5.])
-    """
-    if rounds < 1:
-        raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    reference = start
-    for _ in range(rounds):
-        permutations = weight_matching(rows, reference, layout, groups, generator=generator)
-        rows = permuted(rows, layout, groups, permutations)
-        reference = rows.mean(0)
-        if all((moves.diff(dim=1) == 1).all() for moves in permutations):
-            break
-    return reference
-
-
 def _orders(groups: Sequence[PermutationGroup], generator: torch.Generator) -> list[list[int]]:
     """The order of the groups in each sweep; for all possible ones, so that no network changes another's orders."""
     return torch.rand(MAX_SWEEPS, len(groups), generator=generator, device=generator.device).argsort(1).tolist()
@@ -259,6 +217,11 @@ def _in_chunks(count: int, layout: Layout, work: Callable[[slice], None]) -> Non
             torch.set_num_threads(threads)
 
 
+def _part(reference: Float[Tensor, "*r p"], chunk: slice) -> Float[Tensor, "r p"]:
+    """The references of a chunk of networks: one for each, or one for all."""
+    return reference[None] if reference.ndim == 1 else reference[chunk]
+
+
 @torch.no_grad()
 def _ascend(
     rows: Tensor, reference: Tensor, layout: Layout, groups: Sequence[PermutationGroup], orders: list[list[int]]
@@ -266,7 +229,7 @@ def _ascend(
     """Coordinate ascent for one chunk of networks: their permutations, and their tensors after these."""
     # In float64: in float32 the rounding of the products (1e-7) would pass for gains, so that steps could decrease the
     # objective and sweeps would not end. The assignments take much of the time, so float32 would save little.
-    current, target = (_tensors(values, layout, torch.float64) for values in (rows, reference[None]))
+    current, target = (_tensors(values, layout, torch.float64) for values in (rows, reference))
     least = LEAST_GAIN * _norms(target) * _norms(current)
     permutations = [torch.arange(group.size, device=rows.device).repeat(len(rows), 1) for group in groups]
     # A group is solved again only in networks where a group with a common tensor moved since: its products are the same
@@ -329,7 +292,7 @@ class _Pieces:
     units: Int64[Tensor, "n q"]
     """Numbers of each unit's pieces in the tensor of one network."""
 
-    def of(self, tensors: Tensors, which: Int64[Tensor, " w"]) -> Float64[Tensor, "wn qv"]:
+    def of(self, tensors: Tensors, which: Int64[Tensor, " w"]) -> Shaped[Tensor, "wn qv"]:
         """What each unit of the rows `which` owns, one unit below the other."""
         tensor, rows = tensors[self.tensor], len(which) * len(self.units)
         if self.units.shape[1] == 1 and rows * self.values == tensor.numel():
@@ -343,7 +306,7 @@ class _Pieces:
         pieces.index_copy_(0, self._numbers(tensors[self.tensor], which, self.units), moved)
 
     def _numbers(
-        self, tensor: Float64[Tensor, "m s"], which: Int64[Tensor, " w"], units: Int64[Tensor, "*w n q"]
+        self, tensor: Shaped[Tensor, "m s"], which: Int64[Tensor, " w"], units: Int64[Tensor, "*w n q"]
     ) -> Int64[Tensor, " wnq"]:
         """Numbers of pieces among those of all networks."""
         return ((which * (tensor.shape[1] // self.values))[:, None, None] + units).flatten()
@@ -357,9 +320,11 @@ def _pieces(layout: Layout, group: PermutationGroup, device: torch.device) -> li
         inner = prod(shape[place.axis + 1 :])
         unit, start, axis = place.block * inner, place.start * inner, shape[place.axis] * inner
         values = gcd(unit, start, axis)
-        first = unit_view(torch.arange(layout.parameters)[None], layout, group, place)[0, ..., ::values]  # o r n i
-        units = (first - layout.slices[place.tensor].start) // values
-        found.append(_Pieces(place.tensor, values, units.permute(2, 0, 1, 3).flatten(1).to(device)))
+        outer = torch.arange(start, layout.by_name[place.tensor].size, axis, device=device)[None, :, None, None]
+        unit_start = torch.arange(0, place.repeats * group.size * unit, unit, device=device)
+        unit_start = unit_start.view(place.repeats, group.size).T[:, None, :, None]
+        first = unit_start + outer + torch.arange(0, unit, values, device=device)  # n o r i
+        found.append(_Pieces(place.tensor, values, (first // values).flatten(1)))
     return found
 
 
@@ -367,11 +332,20 @@ def _costs(
     current: Tensors, which: Int64[Tensor, " w"], target: Tensors, places: list[_Pieces]
 ) -> Float64[Tensor, "w n n"]:
     """Negative products of the reference's units (first n) with those of the rows `which` (second n)."""
-    size, one = len(places[0].units), which.new_zeros(1)
-    costs = current[places[0].tensor].new_zeros(len(which) * size, size)
-    for pieces in places:  # a row's units first: then it is one product of matrices for all networks
-        costs.addmm_(pieces.of(current, which), pieces.of(target, one).T, alpha=-1)
-    return costs.unflatten(0, (len(which), size)).mT.contiguous()
+    size = len(places[0].units)
+    if (
+        len(next(iter(target.values()))) == 1
+    ):  # a row's units first: then it is one product of matrices for all networks
+        one = which.new_zeros(1)
+        costs = current[places[0].tensor].new_zeros(len(which) * size, size)
+        for pieces in places:
+            costs.addmm_(pieces.of(current, which), pieces.of(target, one).T, alpha=-1)
+        return costs.unflatten(0, (len(which), size)).mT.contiguous()
+    costs = current[places[0].tensor].new_zeros(len(which), size, size)
+    for pieces in places:
+        wanted, found = (pieces.of(tensors, which).unflatten(0, (len(which), size)) for tensors in (target, current))
+        costs.baddbmm_(wanted, found.mT, alpha=-1)
+    return costs
 
 
 def _true_gains(
@@ -382,7 +356,8 @@ def _true_gains(
     after = {name: tensor.clone() for name, tensor in before.items()}
     for pieces in places:
         pieces.reorder(after, torch.arange(len(which), device=which.device), moves)
-    return torch.stack([(after[name] - before[name]) @ target[name][0] for name in after]).sum(0)
+    wanted = {name: target[name] if len(target[name]) == 1 else target[name][which] for name in after}
+    return torch.stack([((after[name] - before[name]) * wanted[name]).sum(1) for name in after]).sum(0)
 
 
 def best_assignments(costs: Float64[Tensor, "m n n"]) -> tuple[Int64[Tensor, "m n"], Float64[Tensor, " m"]]:
@@ -398,7 +373,11 @@ def best_assignments(costs: Float64[Tensor, "m n n"]) -> tuple[Int64[Tensor, "m 
 
 
 def _check(rows: Tensor, reference: Tensor, layout: Layout) -> None:
-    for what, values in (("rows", rows), ("reference", reference[None])):
+    if reference.ndim == 2 and len(reference) != len(rows):
+        raise LayoutError(
+            f"{len(rows)} networks cannot be aligned to {len(reference)} references; give one, or one a network"
+        )
+    for what, values in (("rows", rows), ("reference", reference[None] if reference.ndim == 1 else reference)):
         if values.shape[1] != layout.parameters:
             raise LayoutError(
                 f"the {what} to align has {values.shape[1]} values a network, but the layout has {layout.parameters} "
