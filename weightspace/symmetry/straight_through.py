@@ -66,7 +66,7 @@ def batch_losses(
     return losses
 
 
-def straight_through(
+def straight_through_matching(
     rows: Float[Tensor, "m p"],
     reference: Float[Tensor, " p"],
     layout: Layout,
@@ -102,7 +102,8 @@ def straight_through(
     >>> row, reference = torch.tensor([[1.0, 2.0, 3, 4, 5, 6]]), torch.tensor([2.0, 1.0, 4, 3, 6, 5])
     >>> losses = batch_losses(module, torch.ones(4, 1), torch.tensor([0, 1, 0, 1]), batch_size=4,
     ...                       generator=torch.Generator())
-    >>> straight_through(row, reference, Layout.of(module), groups, losses, generator=torch.Generator(), steps=2)
+    >>> layout, generator = Layout.of(module), torch.Generator()
+    >>> straight_through_matching(row, reference, layout, groups, losses, generator=generator, steps=2)
     [tensor([[1, 0]])]
     """
     if steps < 1:
