@@ -29,6 +29,13 @@ ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
 }
+ALIGN_COMMANDS = {
+    "zoo": ("weightspace.cli.align:zoo", "Write a zoo whose networks lie in one order of hidden units."),
+    "pair": (
+        "weightspace.cli.align:pair",
+        "Measure the loss barrier between two networks, before and after alignment.",
+    ),
+}
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
 
@@ -44,7 +51,9 @@ app = App(
 )
 zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
 app.command(zoo_app)
-for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS)):
+align_app = App(name="align", help="Bring networks into one order of hidden units.", sort_key=0.7)
+app.command(align_app)
+for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS), (align_app, ALIGN_COMMANDS)):
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):
         _app.command(_path, name=_name, help=_help, sort_key=_order)
 

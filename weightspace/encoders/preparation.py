@@ -25,16 +25,17 @@ class Preparation:
     """Align, then standardise; and back to the units of the weights."""
 
     layout: Layout
-    reference: Float[Tensor, " p"]
-    """Mean of aligned training networks, in the units of the weights."""
+    reference: Float[Tensor, " p"] | None
+    """Mean of aligned training networks, in the units of the weights; `None` leaves networks in their own order."""
     scale: Standardisation
 
     @classmethod
-    def fit(cls, train: Zoo, seed: int = 0) -> "Preparation":
+    def fit(cls, train: Zoo, seed: int = 0, *, align: bool = True) -> "Preparation":
         """Reference and statistics of a training zoo.
 
-        The reference is the mean of the best trained networks, aligned to the best of them; best by validation
-        accuracy where the zoo has it.
+        Args:
+            seed: Order of the groups in alignment.
+            align: Align to `training_reference`; otherwise weights are only standardised.
 
         Raises:
             LayoutError: The zoo mixes layouts, or its layout is not a plain chain.
@@ -43,15 +44,9 @@ class Preparation:
         if not len(train):
             raise ZooError("an encoder is fitted on networks with finite weights, and this selection of a zoo has none")
         train.require_finite("fitting an encoder")
-        groups = chain_groups(train.layout)
-        final, by = train.last(), "metric.validation_accuracy"
-        if by in final.table.columns:
-            final = final.best(min(1.0, REFERENCE_NETWORKS / len(final)), by)
-            order = final.table[by].arg_sort(descending=True).to_list()
-            final = final.take(order)
-        rows = final.weights()[:REFERENCE_NETWORKS]
-        reference = mean_reference(rows, rows[0], train.layout, groups, torch.Generator().manual_seed(seed))
-        return cls(train.layout, reference, Standardisation.fit(aligned_rows(train, reference), train.layout))
+        reference = training_reference(train, seed) if align else None
+        rows = train.weights() if reference is None else aligned_rows(train, reference)
+        return cls(train.layout, reference, Standardisation.fit(rows, train.layout))
 
     def aligned(self, zoo: Zoo) -> Float[Tensor, "m p"]:
         """Rows aligned to the reference: every run by the permutation of its last checkpoint in the zoo.
@@ -64,7 +59,7 @@ class Preparation:
                 f"the zoo has {zoo.layout.parameters} parameters in layout {zoo.layout.digest}, the encoder was fitted "
                 f"on {self.layout.parameters} in {self.layout.digest}; choose a zoo of the same architecture"
             )
-        return aligned_rows(zoo, self.reference)
+        return zoo.weights() if self.reference is None else aligned_rows(zoo, self.reference)
 
     def apply(self, zoo: Zoo) -> Float[Tensor, "m p"]:
         """Aligned, standardised rows."""
@@ -74,6 +69,33 @@ class Preparation:
     def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         """Standardised rows in the units of the weights; they stay aligned."""
         return self.scale.invert(rows)
+
+
+def training_reference(train: Zoo, seed: int = 0) -> Float[Tensor, " p"]:
+    """The mean of the best trained networks, aligned to the best of them, by validation accuracy where the zoo has it.
+
+    Args:
+        train: Training runs only.
+        seed: Order of the groups.
+
+    Raises:
+        LayoutError: The zoo's layout is not a plain chain.
+
+    >>> import polars as pl
+    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
+    >>> table = pl.DataFrame({"model": ["a", "b"], "step": [9, 9], "metric.validation_accuracy": [0.5, 0.9]})
+    >>> zoo = Zoo.in_memory(torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 1.0, 6.0, 3.0]]), layout, table, {})
+    >>> training_reference(zoo)
+    tensor([3., 1., 5., 3.])
+    """
+    final, by = train.last(), "metric.validation_accuracy"
+    if by in final.table.columns:
+        final = final.best(min(1.0, REFERENCE_NETWORKS / len(final)), by)
+        order = final.table[by].arg_sort(descending=True).to_list()
+        final = final.take(order)
+    rows = final.weights()[:REFERENCE_NETWORKS]
+    groups = chain_groups(train.layout)
+    return mean_reference(rows, rows[0], train.layout, groups, torch.Generator().manual_seed(seed))
 
 
 def aligned_rows(zoo: Zoo, reference: Float[Tensor, " p"]) -> Float[Tensor, "m p"]:

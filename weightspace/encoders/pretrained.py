@@ -67,7 +67,9 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
             "header": self.header,
         }
         scale = self.preparation.scale
-        tensors = {"reference": self.preparation.reference, "mean": scale.mean, "std": scale.std}
+        tensors = {"mean": scale.mean, "std": scale.std}
+        if self.preparation.reference is not None:
+            tensors["reference"] = self.preparation.reference
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
         write_file(save_directory / MODEL, save(state))
         tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -113,13 +115,14 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
             raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the encoder again") from error
         layout = Layout.from_json(content["layout"])
         found = {name: tuple(value.shape) for name, value in tensors.items()}
-        if found != dict.fromkeys(("reference", "mean", "std"), (layout.parameters,)):
+        wanted = {"mean", "std"} | found.keys() & {"reference"}  # encoders of networks in their own order have none
+        if found.keys() != wanted or set(found.values()) != {(layout.parameters,)}:
             raise WeightspaceError(
                 f"{folder / PREPARATION} holds {found} instead of reference, mean and std of {layout.parameters} "
                 "parameters; fit the encoder again"
             )
         scale = Standardisation(tensors["mean"], tensors["std"])
-        encoder = cls(config, Preparation(layout, tensors["reference"], scale), content["header"])
+        encoder = cls(config, Preparation(layout, tensors.get("reference"), scale), content["header"])
         try:
             encoder.module.load_state_dict(state)
         except RuntimeError as error:

@@ -7,27 +7,33 @@ others held fixed, a linear assignment is the exact optimum.
 Axes: m network, p parameter, n unit of a group, o, r and i values of a unit as in `unit_view`, k group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import gcd, prod
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
-from weightspace.symmetry.groups import PermutationGroup, unit_view
+from weightspace.symmetry.groups import PermutationGroup
 
 MAX_SWEEPS = 100
 LEAST_GAIN = 1e-12
 CHUNK_VALUES = 2**20  # weights of the networks handled at once: 8 MB in float64, whatever the size of the zoo
 
+Tensors = dict[str, Shaped[Tensor, "_ _"]]
+"""The tensors of some networks by name, each as a matrix of its own."""
+
 
 def weight_matching(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     *,
@@ -41,7 +47,7 @@ def weight_matching(
 
     Args:
         rows: Networks to align.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         generator: Order of the groups in each sweep; always the same number of draws.
     Returns:
@@ -57,19 +63,22 @@ def weight_matching(
     [tensor([[1, 0]])]
     """
     _check(rows, reference, layout)
-    # Drawn for all possible sweeps at once, so that neither chunks nor batch mates change a network's orders.
-    orders = torch.rand(MAX_SWEEPS, len(groups), generator=generator, device=generator.device).argsort(1).tolist()
-    parts = []
-    with progress_bar("aligning networks", len(rows)) as advance:
-        for part in rows.split(max(1, CHUNK_VALUES // layout.parameters)):
-            parts.append(_ascend(part, reference, layout, groups, orders))
-            advance(len(part))
-    return [torch.cat(permutations) for permutations in zip(*parts, strict=True)]
+    orders = _orders(groups, generator)
+    found = [torch.empty(len(rows), group.size, dtype=torch.int64, device=rows.device) for group in groups]
+
+    def match(chunk: slice) -> None:
+        for whole, part in zip(
+            found, _ascend(rows[chunk], _part(reference, chunk), layout, groups, orders)[0], strict=True
+        ):
+            whole[chunk] = part
+
+    _in_chunks(len(rows), layout, match)
+    return found
 
 
 def align(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     generator: torch.Generator,
@@ -78,7 +87,7 @@ def align(
 
     Args:
         rows: Networks to align.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         generator: Order of the groups, as in `weight_matching`.
     Returns:
@@ -93,13 +102,51 @@ def align(
     >>> align(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), reference, layout, groups, torch.Generator())
     tensor([[2., 1., 4., 3.]])
     """
-    permutations = weight_matching(rows, reference, layout, groups, generator=generator)
-    return _permuted(rows, layout, groups, permutations)
+    _check(rows, reference, layout)
+    orders = _orders(groups, generator)
+
+    aligned = torch.empty_like(rows)
+
+    def match(chunk: slice) -> None:
+        _write(aligned[chunk], _ascend(rows[chunk], _part(reference, chunk), layout, groups, orders)[1], layout)
+
+    _in_chunks(len(rows), layout, match)
+    return aligned
+
+
+def permuted(
+    rows: Float[Tensor, "m p"],
+    layout: Layout,
+    groups: Sequence[PermutationGroup],
+    permutations: Sequence[Int64[Tensor, "m _"]],
+) -> Float[Tensor, "m p"]:
+    """Rows with their units renumbered: the gather by `gather_index`, without an index as large as the rows.
+
+    Args:
+        rows: Networks.
+        groups: Groups of the layout.
+        permutations: For each group int64 `[m, n]`, one permutation a network.
+    Returns:
+        The permuted rows.
+
+    >>> from weightspace.symmetry import chain_groups
+    >>> layout = Layout.of(torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1)))
+    >>> permuted(torch.arange(7.0)[None], layout, chain_groups(layout), [torch.tensor([[1, 0]])])
+    tensor([[1., 0., 3., 2., 5., 4., 6.]])
+    """
+    tensors = _tensors(rows, layout, rows.dtype)
+    which = torch.arange(len(rows), device=rows.device)
+    for group, permutation in zip(groups, permutations, strict=True):
+        for pieces in _pieces(layout, group, rows.device):
+            pieces.reorder(tensors, which, permutation)
+    found = torch.empty_like(rows)
+    _write(found, tensors, layout)
+    return found
 
 
 def align_runs(
     rows: Float[Tensor, "m p"],
-    reference: Float[Tensor, " p"],
+    reference: Float[Tensor, "*r p"],
     layout: Layout,
     groups: Sequence[PermutationGroup],
     models: Int64[Tensor, " m"],
@@ -112,7 +159,7 @@ def align_runs(
 
     Args:
         rows: Checkpoints, in any order.
-        reference: Network that they are aligned to.
+        reference: Network that they are aligned to, or one for each row.
         groups: Groups of the layout.
         models: Number of the model that each row belongs to; any integers.
         last: True for exactly one row of every model, the one that is matched.
@@ -142,80 +189,87 @@ def align_runs(
         )
     matched = rows[last][model[last].argsort()]
     permutations = weight_matching(matched, reference, layout, groups, generator=generator)
-    return _permuted(rows, layout, groups, [permutation[model] for permutation in permutations])
+    return permuted(rows, layout, groups, [permutation[model] for permutation in permutations])
 
 
-def mean_reference(
-    rows: Float[Tensor, "m p"],
-    start: Float[Tensor, " p"],
-    layout: Layout,
-    groups: Sequence[PermutationGroup],
-    generator: torch.Generator,
-    *,
-    rounds: int = 10,
-) -> Float[Tensor, " p"]:
-    """The mean of aligned networks, as a reference that no single network sets (after MergeMany of Git Re-Basin).
-
-    Align all rows to the reference and take their mean as the next reference, until no row moves.
-
-    Args:
-        rows: Networks to average, from training runs only.
-        start: First reference, for example the best network.
-        groups: Groups of the layout.
-        generator: Order of the groups, as in `weight_matching`.
-        rounds: Most rounds of aligning and averaging.
-    Returns:
-        Mean of the aligned rows.
-    Raises:
-        ConfigError: `rounds` is below 1.
-        LayoutError: As in `align`.
-
-    >>> from weightspace.symmetry import chain_groups
-    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
-    >>> groups = chain_groups(layout)
-    >>> rows = torch.tensor([[1.0, 2.0, 3.0, 4.0], [4.0, 1.0, 6.0, 3.0]])
-    >>> mean_reference(rows, rows[0], layout, groups, torch.Generator())
-    tensor([1., 3., 3., 5.])
-    """
-    if rounds < 1:
-        raise ConfigError(f"rounds must be at least 1, got {rounds}")
-    reference = start
-    for _ in range(rounds):
-        permutations = weight_matching(rows, reference, layout, groups, generator=generator)
-        rows = _permuted(rows, layout, groups, permutations)
-        reference = rows.mean(0)
-        if all((moves.diff(dim=1) == 1).all() for moves in permutations):
-            break
-    return reference
+def _orders(groups: Sequence[PermutationGroup], generator: torch.Generator) -> list[list[int]]:
+    """The order of the groups in each sweep; for all possible ones, so that no network changes another's orders."""
+    return torch.rand(MAX_SWEEPS, len(groups), generator=generator, device=generator.device).argsort(1).tolist()
 
 
+def _in_chunks(count: int, layout: Layout, work: Callable[[slice], None]) -> None:
+    """Do the work on all networks, a chunk at a time, as many chunks side by side as torch may use threads."""
+    size = max(1, CHUNK_VALUES // layout.parameters)
+    chunks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    threads = torch.get_num_threads()
+    with progress_bar("aligning networks", count) as advance:
+        if min(len(chunks), threads) < 2:  # torch shares the work on one large network among its own threads
+            for chunk in chunks:
+                work(chunk)
+                advance(chunk.stop - chunk.start)
+            return
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads) as pool:
+                for chunk, _ in zip(chunks, pool.map(work, chunks), strict=True):
+                    advance(chunk.stop - chunk.start)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _part(reference: Float[Tensor, "*r p"], chunk: slice) -> Float[Tensor, "r p"]:
+    """The references of a chunk of networks: one for each, or one for all."""
+    return reference[None] if reference.ndim == 1 else reference[chunk]
+
+
+@torch.no_grad()
 def _ascend(
     rows: Tensor, reference: Tensor, layout: Layout, groups: Sequence[PermutationGroup], orders: list[list[int]]
-) -> list[Int64[Tensor, "m _"]]:
-    """Coordinate ascent for one chunk of networks."""
+) -> tuple[list[Int64[Tensor, "m _"]], Tensors]:
+    """Coordinate ascent for one chunk of networks: their permutations, and their tensors after these."""
     # In float64: in float32 the rounding of the products (1e-7) would pass for gains, so that steps could decrease the
     # objective and sweeps would not end. The assignments take much of the time, so float32 would save little.
-    current, target = rows.to(torch.float64, copy=True), reference.double()
-    least = LEAST_GAIN * target.norm() * current.norm(dim=1)
+    current, target = (_tensors(values, layout, torch.float64) for values in (rows, reference))
+    least = LEAST_GAIN * _norms(target) * _norms(current)
     permutations = [torch.arange(group.size, device=rows.device).repeat(len(rows), 1) for group in groups]
     # A group is solved again only in networks where a group with a common tensor moved since: its products are the same
     # otherwise. A network with nothing left to solve has converged.
+    places = [_pieces(layout, group, rows.device) for group in groups]
     coupled = torch.tensor([[_share_tensor(a, b) for b in groups] for a in groups], device=rows.device)
     unsolved = torch.ones(len(rows), len(groups), dtype=torch.bool, device=rows.device)
     for order in orders:
         for k in order:
             which = unsolved[:, k].nonzero()[:, 0]
-            moves, gain = _best_moves(_products(current, which, target, layout, groups[k]))
+            if not len(which):
+                continue
+            moves, gain = best_assignments(_costs(current, which, target, places[k]))
             unsolved[which, k] = False
             # Another assignment that is only as good is not taken, so that aligned networks stay as they are.
             better = gain > least[which]
             which, moves = which[better], moves[better]
-            _reorder(current, layout, groups[k], which, moves)
+            if coupled[
+                k, k
+            ]:  # two axes of one tensor move: the gain is not linear, and what was promised may be a loss
+                better = _true_gains(current, which, moves, target, places[k]) > least[which]
+                which, moves = which[better], moves[better]
+            for pieces in places[k]:
+                pieces.reorder(current, which, moves)
             permutations[k][which] = permutations[k][which].gather(1, moves)
             unsolved[which] |= coupled[k]
         if not unsolved.any():
             break
-    return permutations
+    return permutations, current
+
+
+def _tensors(rows: Tensor, layout: Layout, dtype: torch.dtype) -> Tensors:
+    """Each tensor of the rows apart, so that its pieces lie at regular distances."""
+    return {name: rows[:, place].to(dtype, copy=True) for name, place in layout.slices.items()}
+
+
+def _write(rows: Float[Tensor, "m p"], tensors: Tensors, layout: Layout) -> None:
+    """Put tensors back into rows."""
+    for name, place in layout.slices.items():
+        rows[:, place] = tensors[name]
 
 
 def _share_tensor(a: PermutationGroup, b: PermutationGroup) -> bool:
@@ -224,57 +278,114 @@ def _share_tensor(a: PermutationGroup, b: PermutationGroup) -> bool:
     return len(set(names)) < len(names) if a is b else not set(names).isdisjoint(others)
 
 
-def _products(
-    current: Float64[Tensor, "m p"],
-    which: Int64[Tensor, " w"],
-    target: Float64[Tensor, " p"],
-    layout: Layout,
-    group: PermutationGroup,
+def _norms(tensors: Tensors) -> Float64[Tensor, " m"]:
+    return torch.stack([torch.linalg.vector_norm(tensor, dim=1) for tensor in tensors.values()]).norm(dim=0)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The values of a place that always move together: one stretch of memory each, which is fast to copy."""
+
+    tensor: str
+    values: int
+    """Length of a piece."""
+    units: Int64[Tensor, "n q"]
+    """Numbers of each unit's pieces in the tensor of one network."""
+
+    def of(self, tensors: Tensors, which: Int64[Tensor, " w"]) -> Shaped[Tensor, "wn qv"]:
+        """What each unit of the rows `which` owns, one unit below the other."""
+        tensor, rows = tensors[self.tensor], len(which) * len(self.units)
+        if self.units.shape[1] == 1 and rows * self.values == tensor.numel():
+            return tensor.view(rows, -1)  # it lies there like this
+        return tensor.view(-1, self.values).index_select(0, self._numbers(tensor, which, self.units)).view(rows, -1)
+
+    def reorder(self, tensors: Tensors, which: Int64[Tensor, " w"], moves: Int64[Tensor, "w n"]) -> None:
+        """Permute the units in the rows `which`, in place."""
+        pieces = tensors[self.tensor].view(-1, self.values)
+        moved = pieces.index_select(0, self._numbers(tensors[self.tensor], which, self.units[moves]))
+        pieces.index_copy_(0, self._numbers(tensors[self.tensor], which, self.units), moved)
+
+    def _numbers(
+        self, tensor: Shaped[Tensor, "m s"], which: Int64[Tensor, " w"], units: Int64[Tensor, "*w n q"]
+    ) -> Int64[Tensor, " wnq"]:
+        """Numbers of pieces among those of all networks."""
+        return ((which * (tensor.shape[1] // self.values))[:, None, None] + units).flatten()
+
+
+def _pieces(layout: Layout, group: PermutationGroup, device: torch.device) -> list[_Pieces]:
+    """The pieces at each place of a group."""
+    found = []
+    for place in group.places:
+        shape = layout.by_name[place.tensor].shape
+        inner = prod(shape[place.axis + 1 :])
+        unit, start, axis = place.block * inner, place.start * inner, shape[place.axis] * inner
+        values = gcd(unit, start, axis)
+        outer = torch.arange(start, layout.by_name[place.tensor].size, axis, device=device)[None, :, None, None]
+        unit_start = torch.arange(0, place.repeats * group.size * unit, unit, device=device)
+        unit_start = unit_start.view(place.repeats, group.size).T[:, None, :, None]
+        first = unit_start + outer + torch.arange(0, unit, values, device=device)  # n o r i
+        found.append(_Pieces(place.tensor, values, (first // values).flatten(1)))
+    return found
+
+
+def _costs(
+    current: Tensors, which: Int64[Tensor, " w"], target: Tensors, places: list[_Pieces]
 ) -> Float64[Tensor, "w n n"]:
-    """Gain matrices of the rows `which`: products of the reference's units (first n) with a row's (second n)."""
-    products = current.new_zeros(len(which), group.size, group.size)
-    for place in group.places:
-        wanted = unit_view(target[None], layout, group, place)[0]
-        products += torch.einsum("orai,morbi->mab", wanted, unit_view(current, layout, group, place)[which])
-    return products
+    """Negative products of the reference's units (first n) with those of the rows `which` (second n)."""
+    size = len(places[0].units)
+    if (
+        len(next(iter(target.values()))) == 1
+    ):  # a row's units first: then it is one product of matrices for all networks
+        one = which.new_zeros(1)
+        costs = current[places[0].tensor].new_zeros(len(which) * size, size)
+        for pieces in places:
+            costs.addmm_(pieces.of(current, which), pieces.of(target, one).T, alpha=-1)
+        return costs.unflatten(0, (len(which), size)).mT.contiguous()
+    costs = current[places[0].tensor].new_zeros(len(which), size, size)
+    for pieces in places:
+        wanted, found = (pieces.of(tensors, which).unflatten(0, (len(which), size)) for tensors in (target, current))
+        costs.baddbmm_(wanted, found.mT, alpha=-1)
+    return costs
 
 
-def _best_moves(products: Float64[Tensor, "m n n"]) -> tuple[Int64[Tensor, "m n"], Float64[Tensor, " m"]]:
-    """Optimal assignment of each gain matrix, and what it gains over leaving the units where they are."""
-    solved = [linear_sum_assignment(gains, maximize=True)[1] for gains in products.cpu().numpy()]
-    moves = torch.from_numpy(np.array(solved, dtype=np.int64).reshape(products.shape[:2])).to(products.device)
-    moved = products.gather(2, moves[:, :, None])[:, :, 0]
-    return moves, (moved - products.diagonal(dim1=1, dim2=2)).sum(1)
+def _true_gains(
+    current: Tensors, which: Int64[Tensor, " w"], moves: Int64[Tensor, "w n"], target: Tensors, places: list[_Pieces]
+) -> Float64[Tensor, " w"]:
+    """What moves gain where a group has two axes of a tensor, measured by trying them."""
+    before = {pieces.tensor: current[pieces.tensor][which] for pieces in places}
+    after = {name: tensor.clone() for name, tensor in before.items()}
+    for pieces in places:
+        pieces.reorder(after, torch.arange(len(which), device=which.device), moves)
+    wanted = {name: target[name] if len(target[name]) == 1 else target[name][which] for name in after}
+    return torch.stack([((after[name] - before[name]) * wanted[name]).sum(1) for name in after]).sum(0)
 
 
-def _reorder(
-    rows: Tensor, layout: Layout, group: PermutationGroup, which: Int64[Tensor, " w"], moves: Int64[Tensor, "w n"]
-) -> None:
-    """Permute the units of one group in the rows `which`, in place."""
-    for place in group.places:
-        units = unit_view(rows, layout, group, place)
-        units[which] = units[which[:, None], :, :, moves].permute(0, 2, 3, 1, 4)
+def best_assignments(costs: Float64[Tensor, "m n n"]) -> tuple[Int64[Tensor, "m n"], Float64[Tensor, " m"]]:
+    """The cheapest assignment of each cost matrix, and how much cheaper it is than leaving the units where they are.
 
-
-def _permuted(
-    rows: Tensor, layout: Layout, groups: Sequence[PermutationGroup], permutations: Sequence[Tensor]
-) -> Tensor:
-    """Rows after all permutations; the same as gathering by `gather_index`, without an index as large as the zoo."""
-    rows = rows.clone()
-    for group, permutation in zip(groups, permutations, strict=True):
-        _reorder(rows, layout, group, torch.arange(len(rows), device=rows.device), permutation)
-    return rows
+    >>> best_assignments(torch.tensor([[[1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64))
+    (tensor([[1, 0]]), tensor([2.], dtype=torch.float64))
+    """
+    solved = [linear_sum_assignment(matrix)[1] for matrix in costs.cpu().numpy()]
+    moves = torch.from_numpy(np.array(solved, dtype=np.int64).reshape(costs.shape[:2])).to(costs.device)
+    moved = costs.gather(2, moves[:, :, None])[:, :, 0]
+    return moves, (costs.diagonal(dim1=1, dim2=2) - moved).sum(1)
 
 
 def _check(rows: Tensor, reference: Tensor, layout: Layout) -> None:
-    for what, values in (("rows", rows), ("reference", reference[None])):
+    if reference.ndim == 2 and len(reference) != len(rows):
+        raise LayoutError(
+            f"{len(rows)} networks cannot be aligned to {len(reference)} references; give one, or one a network"
+        )
+    for what, values in (("rows", rows), ("reference", reference[None] if reference.ndim == 1 else reference)):
         if values.shape[1] != layout.parameters:
             raise LayoutError(
                 f"the {what} to align has {values.shape[1]} values a network, but the layout has {layout.parameters} "
                 "parameters; give both in the order of this layout"
             )
-        # One NaN or infinity spoils its row's sum, which cannot overflow in float64; faster than testing each value.
-        broken = (~values.sum(1, dtype=torch.float64).isfinite()).nonzero().flatten().tolist()
+        # One NaN or infinity spoils its row's sum, which is faster than testing each value; large values may do it too.
+        suspects = (~values.sum(1).isfinite()).nonzero()[:, 0]
+        broken = suspects[~values[suspects].isfinite().all(1)].tolist()
         if broken:
             raise LayoutError(
                 f"the {what} to align has NaN or infinite weights in {len(broken)} of {len(values)} networks (first: "
