@@ -29,7 +29,7 @@ from torch import nn
 import weightspace.zoo
 from weightspace.errors import LayoutError, UnknownName, ZooError
 from weightspace.networks.layout import Layout
-from weightspace.zoo import Zoo, ZooWriter, store, writer
+from weightspace.zoo import Zoo, ZooWriter, splits, store, writer
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 WIDE = Layout.of(nn.Linear(4, 2))
@@ -60,7 +60,7 @@ def disk_zoo(path: Path, models: list[str], steps: int = 1, part: str = "00000")
 
 
 def sides(zoo: Zoo, seed: int = 0) -> dict[str, str]:
-    parts = zip(store.SIDES, zoo.split(seed), strict=True)
+    parts = zip(splits.SIDES, zoo.split(seed), strict=True)
     return {model: name for name, part in parts for model in part.models}
 
 
@@ -108,7 +108,7 @@ def test_the_files_are_readable_without_weightspace(tmp_path):
         assert list(file.keys()) == ["rows"]
         np.testing.assert_array_equal(file.get_tensor("rows"), rows.numpy())
     found = sorted(f.name for f in (tmp_path / "zoo").rglob("*") if f.is_file())
-    assert found == ["00000.parquet", "00000.safetensors", "zoo.json"]
+    assert found == ["00000.parquet", "00000.safetensors", "00000.sha256", "zoo.json"]
 
 
 # --- round trips ----------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_neither_the_input_nor_the_output_can_change_a_zoo():
 @in_memory
 def test_weights_of_a_selection_are_the_rows_of_the_weights(three_parts, places, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "BLOCK_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
+        patch.setattr(store, "READ_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
         zoo = weightspace.zoo.open(three_parts)
         taken = zoo.take(places)
         assert torch.equal(taken.weights(), zoo.weights()[places])
@@ -243,7 +243,7 @@ def test_an_unknown_column_gets_a_suggestion(three_parts):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("block", [1, 2**24])
 def test_what_is_not_finite_is_kept_found_and_named(tmp_path, monkeypatch, value, block):
-    monkeypatch.setattr(store, "BLOCK_VALUES", block)
+    monkeypatch.setattr(store, "READ_VALUES", block)
     rows = rows_of(6)
     rows[3, 7] = rows[5, 0] = value
     ZooWriter.create(tmp_path / "zoo", HEADER, [LAYOUT]).append("0", rows, table_of([*"abc"], 2))
@@ -395,16 +395,34 @@ def test_concat_refuses_what_cannot_be_told_apart():
     a = memory_zoo([*"abc"], 2)
     with pytest.raises(ZooError, match="two zoos have a model 'b' with step 1"):
         Zoo.concat([a, memory_zoo([*"bx"], 2, seed=1).where(pl.col("step") == 1)])
-    wide = Zoo.in_memory(rows_of(1, 0, WIDE), WIDE, table_of(["w"]), HEADER)
-    with pytest.raises(ZooError, match="different layouts"):
-        Zoo.concat([a, wide])
     with pytest.raises(ZooError, match="at least one"):
         Zoo.concat([])
-    assert len(Zoo.concat([a, wide.where(pl.col("step") > 0)])) == 6
+
+
+def test_concat_of_several_layouts_keeps_what_is_true_of_all():
+    narrow = memory_zoo([*"abc"], 2)
+    other = HEADER | {"name": "wide", "network": {"kind": "wider"}}
+    wide = Zoo.in_memory(rows_of(2, 5, WIDE), WIDE, table_of([*"vw"]), other)
+    joined = Zoo.concat([narrow, wide, memory_zoo([*"xy"], seed=7)])
+    assert joined.table["model"].to_list() == [*"aabbccvwxy"]
+    assert set(joined.header["layouts"]) == {LAYOUT.digest, WIDE.digest}
+    assert "network" not in joined.header  # true of some checkpoints only
+    assert {key: joined.header[key] for key in ("name", "dataset", "recipe")} == {
+        key: HEADER[key] for key in ("name", "dataset", "recipe")
+    }
+    for layout, rows in ((LAYOUT, torch.cat([rows_of(6), rows_of(2, 7)])), (WIDE, rows_of(2, 5, WIDE))):
+        one = joined.where(pl.col("layout") == layout.digest)
+        assert one.layout == layout
+        assert torch.equal(one.weights(), rows)
+    with pytest.raises(ZooError, match="has 2 layouts"):
+        joined.weights()
+    both = Zoo.concat([joined, joined.where(pl.col("layout") == WIDE.digest)])
+    assert "network" not in both.header and len(both) == 12
+    assert Zoo.concat([narrow, wide.where(pl.col("step") > 0)]).header == narrow.header
 
 
 def test_a_saved_selection_is_a_zoo(three_parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK_VALUES", 56)  # parts of 7 checkpoints
+    monkeypatch.setattr(store, "PART_VALUES", 56)  # parts of 7 checkpoints
     zoo = weightspace.zoo.open(three_parts)
     chosen = zoo.take(list(range(50, 10, -1)))
     saved = chosen.save(tmp_path / "new" / "zoo")
