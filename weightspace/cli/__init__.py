@@ -28,6 +28,7 @@ COMMANDS = {
 ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+    "check": ("weightspace.cli.zoo:check", "Compare a zoo's files with what was committed."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""

@@ -9,13 +9,16 @@ import errno
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import polars as pl
 
-from weightspace.errors import ZooError
+from weightspace.errors import ZooError, unknown_name
+from weightspace.zoo.joining import Checkpoints
+from weightspace.zoo.parts import TableParts
 from weightspace.zoo.writer import locked, read_json, write_file
 
 Side = Literal["train", "validation", "test"]
@@ -58,32 +61,88 @@ def draw(seed: int, strata: Mapping[str, int], stored: Mapping[str, Side]) -> di
     return kept | dict(zip(new, side_of.tolist(), strict=True))
 
 
-def stored(folder: Path, name: str, seed: int, strata: Mapping[str, int]) -> dict[str, Side]:
-    """The sides of a zoo's models, from its `splits.json` as far as they are there, and stored there.
+def sides(origins: Mapping[Path | None, Checkpoints], seed: int, by: Sequence[str]) -> dict[str, Side]:
+    """A side for every model of some zoos; those on disk keep them.
 
     Args:
-        folder: The zoo; may be read-only, then nothing is stored.
-        name: Name of the split in the file.
+        origins: All checkpoints of each zoo, by folder (`None`: in memory).
         seed: Ranks the models within a stratum.
-        strata: The models, each with the rank of its stratum.
+        by: Columns to stratify by.
 
     Raises:
-        ZooError: The file is damaged or cannot be written.
+        ZooError: A record of splits is damaged or cannot be written.
+        UnknownName: A zoo lacks a column.
     """
-    known = _read(folder).get(name, {})
+    name = f"{seed} by {', '.join(by)}" if by else str(seed)
+    found: dict[str, Side] = {}
+    for folder, whole in sorted(origins.items(), key=lambda item: (item[0] is None, str(item[0]))):
+        strata = {model: rank for model, rank in _strata(whole, by).items() if model not in found}
+        found |= draw(seed, strata, {}) if folder is None else _stored(folder, name, seed, strata)
+    return found
+
+
+def whole_models(table: pl.DataFrame, chosen: pl.DataFrame) -> list[str]:
+    """The models of some chosen checkpoints, which must be all that the table has of these models.
+
+    Raises:
+        ZooError: They are not.
+    """
+    total, held = (x.select("model", "step").unique().group_by("model").len() for x in (table, chosen))
+    cut = held.join(total, on="model", suffix="_all").filter(pl.col("len") < pl.col("len_all"))
+    if cut.height:
+        model, some, count = cut.sort("model").row(0)
+        raise ZooError(
+            f"the condition holds for {some} of the {count} checkpoints of model {model!r}, and a model is held "
+            "out whole: use zoo.where(...) to select checkpoints"
+        )
+    return held["model"].to_list()
+
+
+def read(folder: Path) -> dict[str, dict[str, Side]]:
+    """The stored splits of a zoo.
+
+    Raises:
+        ZooError: The file is damaged.
+    """
+    file = folder / "splits.json"
+    splits = read_json(file) if file.exists() else {}
+    if not isinstance(splits, dict) or not all(
+        isinstance(split, dict) and all(side in SIDES for side in split.values()) for split in splits.values()
+    ):
+        raise ZooError(f"{file} is not a record of splits: restore it, or delete it to split anew")
+    return splits
+
+
+def _strata(whole: Checkpoints, by: Sequence[str]) -> dict[str, int]:
+    """Every model with the rank of its stratum: equal for equal values of its last checkpoint, null and NaN last."""
+    names = ["model", "step", *by] if by else ["model"]
+    table = whole.read(names) if isinstance(whole, TableParts) else whole
+    if missing := [name for name in by if name not in table.columns]:
+        raise unknown_name("column", missing[0], (whole.read() if isinstance(whole, TableParts) else whole).columns)
+    if not by:
+        return dict.fromkeys(table["model"].unique(), 0)
+    last = table.group_by("model").agg(pl.col(name).sort_by("step").last().alias(f"by {name}") for name in by)
+    values = pl.exclude("model")
+    ranked = last.sort(values, nulls_last=True).select("model", rank=pl.struct(values).rle_id())
+    return dict(zip(ranked["model"], ranked["rank"], strict=True))
+
+
+def _stored(folder: Path, name: str, seed: int, strata: Mapping[str, int]) -> dict[str, Side]:
+    """The sides of a zoo's models, from its `splits.json` as far as they are there, and stored there."""
+    known = read(folder).get(name, {})
     if strata.keys() <= known.keys() or len(strata) < len(SIDES):  # fewer models are no split yet
         return draw(seed, strata, known)
     try:
         with locked(folder):  # another process may store a split at this moment
-            splits = _read(folder)
-            sides = draw(seed, strata, splits.get(name, {}))
-            splits[name] = splits.get(name, {}) | sides
+            splits = read(folder)
+            drawn = draw(seed, strata, splits.get(name, {}))
+            splits[name] = splits.get(name, {}) | drawn
             write_file(folder / "splits.json", json.dumps(splits, indent=1).encode())
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ZooError(f"could not write {folder / 'splits.json'}: {error.strerror}") from error
         return draw(seed, strata, known)
-    return sides
+    return drawn
 
 
 def _every(count: int, total: int, phase: int) -> np.ndarray:
@@ -96,13 +155,3 @@ def _every(count: int, total: int, phase: int) -> np.ndarray:
 
 def _rank(seed: int, model: str) -> bytes:
     return hashlib.sha256(f"{seed}/{model}".encode()).digest()
-
-
-def _read(folder: Path) -> dict[str, dict[str, Side]]:
-    file = folder / "splits.json"
-    splits = read_json(file) if file.exists() else {}
-    if not isinstance(splits, dict) or not all(
-        isinstance(split, dict) and all(side in SIDES for side in split.values()) for split in splits.values()
-    ):
-        raise ZooError(f"{file} is not a record of splits: restore it, or delete it to split anew")
-    return splits

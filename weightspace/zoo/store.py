@@ -29,8 +29,9 @@ from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
 from weightspace.zoo import splits
 from weightspace.zoo.duplicates import first_of_identical
+from weightspace.zoo.joining import Checkpoints, joined_header, joined_origins, joined_shards, joined_tables
 from weightspace.zoo.parts import TableParts
-from weightspace.zoo.shards import Block, Locations, Shards, Source, existing, same
+from weightspace.zoo.shards import Block, Locations, Shards, existing
 from weightspace.zoo.writer import LOCATION, ZooWriter, complete_header, located, read_header
 
 __all__ = ["Zoo", "ZooWriter", "open"]
@@ -53,13 +54,13 @@ class Zoo:
     Zoo('tiny': 1 model, 1 checkpoint, 8 parameters, in memory)
     """
 
-    checkpoints: pl.DataFrame | TableParts
+    checkpoints: Checkpoints
     """The table, or the files it is in; read it as `table`."""
     header: dict[str, Any]
     """Content of `zoo.json`."""
     shards: Shards
     """Where the weights are, by the name in the table's column `shard`."""
-    origins: Mapping[Path | None, pl.DataFrame | TableParts]
+    origins: Mapping[Path | None, Checkpoints]
     """All checkpoints of the zoos this one was selected from, by folder (`None`: in memory); splits are over them."""
 
     @classmethod
@@ -92,27 +93,11 @@ class Zoo:
         if not zoos:
             raise ZooError("concat needs at least one zoo, got none")
         zoos = [zoo for zoo in zoos if len(zoo)] or zoos[:1]
-        shards: dict[str, Source] = {}
-        origins: dict[Path | None, pl.DataFrame | TableParts] = {}
-        tables = []
-        for zoo in zoos:
-            names = {}
-            for _, name in zoo._locations.shards:
-                source, new, copy = zoo.shards[name], name, 1
-                while new in shards and not same(shards[new], source):
-                    new, copy = f"{copy}/{name}", copy + 1
-                names[name] = new
-                shards[new] = source
-            tables.append(zoo.table.with_columns(pl.col("shard").replace(names)))
-            for folder, whole in zoo.origins.items():
-                origins[folder] = _joined(origins[folder], whole) if folder in origins else whole
-        table = pl.concat(tables, how="diagonal_relaxed")
-        places = table.select("model", "step", "shard", "row").unique()
-        clash = places.filter(pl.struct("model", "step").is_duplicated())
-        if clash.height:
-            model, step = clash.sort("model", "step").select("model", "step").row(0)
-            raise ZooError(f"two zoos have a model {model!r} with step {step}: give the models different names")
-        return Zoo(table, _common_header(zoos), Shards(shards), origins)
+        used = [[shard for _, shard in zoo._locations.shards] for zoo in zoos]
+        shards, names = joined_shards([zoo.shards for zoo in zoos], used)
+        tables = [zoo.table.with_columns(pl.col("shard").replace(new)) for zoo, new in zip(zoos, names, strict=True)]
+        header = joined_header([zoo.header for zoo in zoos], [zoo._layout_digests for zoo in zoos])
+        return Zoo(joined_tables(tables), header, shards, joined_origins([zoo.origins for zoo in zoos]))
 
     def __len__(self) -> int:
         """Number of checkpoints."""
@@ -387,12 +372,7 @@ class Zoo:
             ZooError: There are fewer than three models.
             UnknownName: The zoo has no such column.
         """
-        by = [stratify] if isinstance(stratify, str) else list(stratify)
-        name = f"{seed} by {', '.join(by)}" if by else str(seed)
-        sides: dict[str, splits.Side] = {}
-        for folder, whole in sorted(self.origins.items(), key=lambda item: (item[0] is None, str(item[0]))):
-            strata = {model: rank for model, rank in _strata(whole, by).items() if model not in sides}
-            sides |= splits.draw(seed, strata, {}) if folder is None else splits.stored(folder, name, seed, strata)
+        sides = splits.sides(self.origins, seed, [stratify] if isinstance(stratify, str) else stratify)
         if set(sides.values()) != set(splits.SIDES):
             raise ZooError(f"a split needs at least 3 models, {self!r} was selected from {len(sides)}")
         side = self.table["model"].replace_strict(sides, return_dtype=pl.String)
@@ -410,16 +390,8 @@ class Zoo:
             ZooError: The expressions hold for some checkpoints of a model only, or leave one side empty.
             UnknownName: A column does not exist.
         """
-        chosen = self.where(*predicates).table.select("model", "step").unique()
-        models = self.table.select("model", "step").unique().group_by("model").len()
-        cut = chosen.group_by("model").len(name="held").join(models, on="model").filter(pl.col("held") < pl.col("len"))
-        if cut.height:
-            model, held, total = cut.sort("model").row(0)
-            raise ZooError(
-                f"the condition holds for {held} of the {total} checkpoints of model {model!r}, and a model is held "
-                "out whole: use zoo.where(...) to select checkpoints"
-            )
-        held_out = pl.col("model").is_in(chosen["model"].unique().to_list())
+        models = splits.whole_models(self.table, self.where(*predicates).table)
+        held_out = pl.col("model").is_in(models)
         rest, held_zoo = self.where(~held_out), self.where(held_out)
         if not len(rest) or not len(held_zoo):
             raise ZooError(f"the condition holds for {'all' if len(held_zoo) else 'none'} of the models of {self!r}")
@@ -527,45 +499,3 @@ def open(path: str | os.PathLike[str]) -> Zoo:
     parts = TableParts(tuple(files), frozenset(header["layouts"]))
     parts.check_first()
     return Zoo(parts, header, Shards(path / "weights"), {path: parts})
-
-
-def _joined(a: pl.DataFrame | TableParts, b: pl.DataFrame | TableParts) -> pl.DataFrame | TableParts:
-    """All checkpoints of two zoos of one folder, which one of them may have been opened later, or in memory."""
-    if a is b:
-        return a
-    if isinstance(a, TableParts) and isinstance(b, TableParts):
-        return a if len(a.files) > len(b.files) else b
-    tables = [x.read() if isinstance(x, TableParts) else x for x in (a, b)]
-    return pl.concat(tables, how="diagonal_relaxed")
-
-
-def _strata(whole: pl.DataFrame | TableParts, by: Sequence[str]) -> dict[str, int]:
-    """Every model with the rank of its stratum: equal for equal values of its last checkpoint, null and NaN last."""
-    names = ["model", "step", *by] if by else ["model"]
-    table = whole.read(names) if isinstance(whole, TableParts) else whole
-    if missing := [name for name in by if name not in table.columns]:
-        known = whole.read() if isinstance(whole, TableParts) else whole
-        raise unknown_name("column", missing[0], known.columns)
-    if not by:
-        return dict.fromkeys(table["model"].unique(), 0)
-    last = table.group_by("model").agg(pl.col(name).sort_by("step").last().alias(f"by {name}") for name in by)
-    values = pl.exclude("model")
-    ranked = last.sort(values, nulls_last=True).select("model", rank=pl.struct(values).rle_id())
-    return dict(zip(ranked["model"], ranked["rank"], strict=True))
-
-
-def _common_header(zoos: Sequence[Zoo]) -> dict[str, Any]:
-    """The first header with all layouts, without what is not true of all where layouts differ."""
-    headers = [zoo.header for zoo in zoos]
-    layouts = {digest: tensors for header in headers for digest, tensors in header["layouts"].items()}
-    used = {frozenset(zoo._layout_digests) for zoo in zoos}
-    kept = (
-        headers[0]
-        if len(used) == 1
-        else {
-            key: value
-            for key, value in headers[0].items()
-            if key in ("format", "version", "name") or all(header.get(key) == value for header in headers)
-        }
-    )
-    return kept | {"layouts": layouts}
