@@ -29,7 +29,7 @@ from torch import nn
 import weightspace.zoo
 from weightspace.errors import LayoutError, UnknownName, ZooError
 from weightspace.networks.layout import Layout
-from weightspace.zoo import Zoo, ZooWriter, splits, store, writer
+from weightspace.zoo import Zoo, ZooWriter, shards, splits, store, writer
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 WIDE = Layout.of(nn.Linear(4, 2))
@@ -171,7 +171,7 @@ def test_neither_the_input_nor_the_output_can_change_a_zoo():
 @in_memory
 def test_weights_of_a_selection_are_the_rows_of_the_weights(three_parts, places, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "READ_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
+        patch.setattr(shards, "READ_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
         zoo = weightspace.zoo.open(three_parts)
         taken = zoo.take(places)
         assert torch.equal(taken.weights(), zoo.weights()[places])
@@ -243,7 +243,7 @@ def test_an_unknown_column_gets_a_suggestion(three_parts):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("block", [1, 2**24])
 def test_what_is_not_finite_is_kept_found_and_named(tmp_path, monkeypatch, value, block):
-    monkeypatch.setattr(store, "READ_VALUES", block)
+    monkeypatch.setattr(shards, "READ_VALUES", block)
     rows = rows_of(6)
     rows[3, 7] = rows[5, 0] = value
     ZooWriter.create(tmp_path / "zoo", HEADER, [LAYOUT]).append("0", rows, table_of([*"abc"], 2))

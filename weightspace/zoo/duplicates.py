@@ -10,15 +10,13 @@ Axes: m row, n row of a block, p parameter.
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
 
 from weightspace.progress import progress_bar
 
 BLOCK_VALUES = 2**22
 
-Read = Callable[[Int64[np.ndarray, " n"]], Float[Tensor, "n p"]]
+Read = Callable[[Int64[np.ndarray, " n"]], Float[np.ndarray, "n p"]]
 
 
 def first_of_identical(read: Read, count: int, parameters: int) -> Int64[np.ndarray, " m"]:
@@ -29,8 +27,8 @@ def first_of_identical(read: Read, count: int, parameters: int) -> Int64[np.ndar
         count: Number of rows.
         parameters: Length of a row.
 
-    >>> rows = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [0.0, 1.0], [-0.0, 1.0], [float("nan"), 1.0]])
-    >>> first_of_identical(lambda places: rows[torch.from_numpy(places)], 5, 2)
+    >>> rows = np.array([[0, 1], [np.nan, 1], [0, 1], [-0.0, 1], [np.nan, 1]], dtype=np.float32)
+    >>> first_of_identical(lambda places: rows[places], 5, 2)
     array([0, 1, 0, 3, 1])
     """
     size = max(1, BLOCK_VALUES // max(1, parameters))
@@ -55,5 +53,5 @@ def _blocks(places: Int64[np.ndarray, " m"], size: int) -> list[np.ndarray]:
     return [places[i : i + size] for i in range(0, len(places), size)]
 
 
-def _words(rows: Float[Tensor, "n p"]) -> np.ndarray:
-    return rows.view(torch.int32).numpy().view(np.uint32)
+def _words(rows: Float[np.ndarray, "n p"]) -> np.ndarray:
+    return rows.view(np.uint32)

@@ -17,10 +17,8 @@ from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
 from weightspace.zoo import splits
 from weightspace.zoo.parts import TableParts, mend
-from weightspace.zoo.shards import Locations, Shards
+from weightspace.zoo.shards import READ_VALUES, Locations, Shards
 from weightspace.zoo.writer import FOLDERS, part_files, read_header
-
-READ_VALUES = 2**22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +141,7 @@ def _not_finite(path: Path, table: pl.DataFrame, layouts: Mapping[str, Layout]) 
     Raises:
         ZooError: Table and shards do not agree.
     """
-    shards, where = Shards(path / "weights"), Locations.of(table)
+    shards, where, bad = Shards(path / "weights"), Locations.of(table), 0
     for number, (digest, shard) in enumerate(where.shards):
         rows = np.sort(where.row[where.shard == number])
         held = len(shards.matrix(shard, layouts[digest]))
@@ -152,5 +150,8 @@ def _not_finite(path: Path, table: pl.DataFrame, layouts: Mapping[str, Layout]) 
                 f"shard {path / 'weights' / shard} has {held} rows and its table names {len(np.unique(rows))} of them, "
                 f"{len(rows)} in all: {mend(shard.removesuffix('.safetensors'))}"
             )
-    blocks = shards.blocks(where, layouts, None, slice(None), READ_VALUES)
-    return sum(int((~rows.isfinite().all(dim=1)).sum()) for _, rows in blocks)
+        size = max(1, READ_VALUES // max(1, layouts[digest].parameters))
+        places = np.flatnonzero(where.shard == number)
+        for some in (places[i : i + size] for i in range(0, held, size)):
+            bad += int((~np.isfinite(shards.read(where, layouts[digest], some)).all(axis=1)).sum())
+    return bad

@@ -7,7 +7,7 @@ over a zoo of any size stays in bounded memory. The pages themselves stay in the
 Axes: m checkpoint, s shard, n row of a shard or of a block, p parameter, w parameters of a window.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,10 +27,10 @@ from weightspace.zoo.writer import DTYPES
 
 Source = Path | Tensor
 """A safetensors file, or a matrix in memory."""
-Block = tuple[slice | Int64[Tensor, " n"], Float[Tensor, "n w"]]
-"""Where some rows stand among those wanted, and the rows: to be used at once, as they may be overwritten."""
 
-RESIDENT_BYTES = 2**27
+READ_VALUES = 2**20
+"""Values copied at a time: 4 MB."""
+RESIDENT_BYTES = 2**29
 AROUND_BYTES = 2**16  # the system maps so much around a page that is touched
 
 
@@ -69,7 +69,7 @@ class Shards:
     def __init__(self, sources: Path | Mapping[str, Source]):
         """A folder of files that are called like the shards, or a source for each shard."""
         self._sources = sources
-        self._maps: dict[str, Tensor] = {}
+        self._maps: dict[tuple[str, str], np.ndarray] = {}
         self._touched = 0
 
     def __getitem__(self, shard: str) -> Source:
@@ -88,90 +88,103 @@ class Shards:
         """Maps stay with the process that made them."""
         return {"_sources": self._sources, "_maps": {}, "_touched": 0}
 
-    def matrix(self, shard: str, layout: Layout) -> Float[Tensor, "n p"]:
-        """All rows of a shard, in the dtype of the store; their bytes are read when they are used.
+    def matrix(self, shard: str, layout: Layout) -> np.ndarray:
+        """All rows of a shard `[n, p]`, float32, float16 or, for bfloat16, words; read when they are used.
 
         Raises:
             ZooError: The shard is missing, truncated, or does not fit the layout.
         """
-        if (kept := self._maps.get(shard)) is not None and kept.shape[1] == layout.parameters:
+        key = (shard, layout.digest)
+        if (kept := self._maps.get(key)) is not None:
             return kept
         source = self[shard]
-        if isinstance(source, Tensor):
-            return source
         try:
-            with safe_open(existing(source), framework="pt") as file:
-                matrix = file.get_tensor("rows")
+            if isinstance(source, Tensor):
+                rows = source
+            else:
+                with safe_open(existing(source), framework="pt") as file:
+                    rows = file.get_tensor("rows")
         except SafetensorError as error:
-            raise ZooError(f"shard {source} is truncated or damaged ({error}): {mend(source.stem)}") from error
-        if matrix.ndim != 2 or matrix.shape[1] != layout.parameters or matrix.dtype not in DTYPES:
+            raise ZooError(f"shard {source} is truncated or damaged ({error}): {mend(Path(shard).stem)}") from error
+        if rows.ndim != 2 or rows.shape[1] != layout.parameters or rows.dtype not in DTYPES:
             raise ZooError(
-                f"shard {source} holds {matrix.dtype} {tuple(matrix.shape)}, but its layout {layout.digest} has rows "
-                f"of {layout.parameters} parameters: {mend(source.stem)}"
+                f"shard {shard} in {self._place} holds {rows.dtype} {tuple(rows.shape)}, but its layout "
+                f"{layout.digest} has rows of {layout.parameters} parameters: {mend(Path(shard).stem)}"
             )
-        self._maps[shard] = matrix
-        return matrix
+        self._maps[key] = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
+        return self._maps[key]
 
-    def blocks(
+    def read(
         self,
         where: Locations,
-        layouts: Mapping[str, Layout],
-        places: Int64[np.ndarray, " n"] | None,
-        columns: slice,
-        values: int,
-    ) -> Iterator[Block]:
-        """Weights in the dtype of the store, a bounded number of values at a time, in the order of the files.
+        layout: Layout,
+        places: Int64[np.ndarray, " n"] | None = None,
+        columns: slice = slice(None),
+    ) -> Float[np.ndarray, "n w"]:
+        """Weights of checkpoints of one layout as a new float32 matrix; only their bytes are read.
 
         Args:
             where: Where the weights of all checkpoints lie.
-            layouts: By digest.
-            places: Positions among the checkpoints; all when missing.
-            columns: Parameters wanted.
-            values: At most so many at a time, counting whole rows.
+            layout: Layout of those that are read.
+            places: Positions among all checkpoints, in the order wanted; all when missing.
+            columns: Parameters.
 
         Raises:
-            ZooError: A shard is missing, truncated, does not fit its layout, or lacks a row.
+            ZooError: A shard is missing, truncated, does not fit the layout, or lacks a row.
         """
-        shard, row, order = where.shard, where.row, None
-        if places is not None:
-            shard, row = shard[places], row[places]
-        if (np.diff(shard) < 0).any():
-            order = np.lexsort((row, shard))
-            shard, row = shard[order], row[order]
-        edges = [0, *(np.flatnonzero(np.diff(shard)) + 1).tolist(), len(shard)] if len(shard) else []
+        shard, row = (where.shard, where.row) if places is None else (where.shard[places], where.row[places])
+        width = len(range(*columns.indices(layout.parameters)))
+        # numpy asks the system for huge pages, which makes filling a large new matrix several times faster
+        window = np.empty((len(row), width), dtype=np.float32)
+        if len(row) and row.min() < 0:
+            raise ZooError(f"the table wants row {row.min()} of a shard in {self._place}: its zoo is damaged")
+        if (shard[1:] >= shard[:-1]).all():
+            self._fill(window, where, layout, shard, row, columns)
+            return window
+        order = np.lexsort((row, shard))
+        size = max(1, READ_VALUES // max(1, width))
+        buffer = np.empty((min(size, len(row)), width), dtype=np.float32)
+        for some in (order[i : i + size] for i in range(0, len(order), size)):
+            self._fill(buffer[: len(some)], where, layout, shard[some], row[some], columns)
+            window[some] = buffer[: len(some)]
+        return window
+
+    def _fill(
+        self,
+        window: Float[np.ndarray, "n w"],
+        where: Locations,
+        layout: Layout,
+        shard: Int64[np.ndarray, " n"],
+        row: Int64[np.ndarray, " n"],
+        columns: slice,
+    ) -> None:
+        """Copy rows that are sorted by shard into a matrix."""
+        edges = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(shard)] if len(shard) else []
+        size = max(1, READ_VALUES // max(1, layout.parameters))
         for start, stop in pairwise(edges):
-            digest, name = where.shards[shard[start]]
-            layout = layouts[digest]
-            self._check(name, layout, row[start:stop])
-            size, buffer = max(1, values // max(1, layout.parameters)), None
+            name = where.shards[shard[start]][1]
             for at in range(start, stop, size):
                 rows = row[at : min(at + size, stop)]
-                window = self.matrix(name, layout)[:, columns]
-                scattered = bool((np.diff(rows) != 1).any())
-                if scattered:
-                    if buffer is None:
-                        buffer = window.new_empty(min(size, stop - start), window.shape[1])
-                    block = torch.index_select(window, 0, torch.from_numpy(rows), out=buffer[: len(rows)])
-                else:
-                    block = window[rows[0] : rows[0] + len(rows)]
-                place = slice(at, at + len(rows))
-                yield place if order is None else torch.from_numpy(order[place]), block
-                self._used(block, scattered)
+                first, count = int(rows[0]), len(rows)
+                straight = int(rows[-1]) - first == count - 1 and bool((rows[1:] - rows[:-1] == 1).all())
+                matrix = self.matrix(name, layout)[:, columns]
+                try:
+                    values = matrix[first : first + count] if straight else matrix[rows]
+                    window[at : at + count] = _half(values) if values.dtype == np.uint16 else values
+                except (IndexError, ValueError) as error:  # ValueError: a slice that ends early
+                    raise ZooError(
+                        f"the table wants row {rows.max()} of shard {name} in {self._place}, which has {len(matrix)} "
+                        f"rows: {mend(name.removesuffix('.safetensors'))}"
+                    ) from error
+                self._touched += window[0].nbytes * count + (0 if straight else AROUND_BYTES * count)
+                if self._touched > RESIDENT_BYTES:
+                    self._maps.clear()
+                    self._touched = 0
 
-    def _check(self, name: str, layout: Layout, rows: Int64[np.ndarray, " n"]) -> None:
-        count = len(self.matrix(name, layout))
-        if outside := [row for row in (rows.min(), rows.max()) if not 0 <= row < count]:
-            raise ZooError(
-                f"the table wants row {outside[0]} of shard {name} in {self._place}, "
-                f"which has {count} rows: {mend(name.removesuffix('.safetensors'))}"
-            )
 
-    def _used(self, rows: Tensor, scattered: bool) -> None:
-        """Count what a read of these rows has brought into memory, and drop the maps before it becomes too much."""
-        self._touched += rows.numel() * rows.element_size() + scattered * len(rows) * AROUND_BYTES
-        if self._touched > RESIDENT_BYTES:
-            self._maps.clear()
-            self._touched = 0
+def _half(words: np.ndarray) -> Float[np.ndarray, "n w"]:
+    """Values of bfloat16 words, which numpy does not know: the upper half of a float32."""
+    return (words.astype(np.uint32) << 16).view(np.float32)
 
 
 def existing(shard: Path) -> Path:

@@ -31,15 +31,13 @@ from weightspace.zoo import splits
 from weightspace.zoo.duplicates import first_of_identical
 from weightspace.zoo.joining import Checkpoints, joined_header, joined_origins, joined_shards, joined_tables
 from weightspace.zoo.parts import TableParts
-from weightspace.zoo.shards import Block, Locations, Shards, existing
+from weightspace.zoo.shards import READ_VALUES, Locations, Shards, existing
 from weightspace.zoo.writer import LOCATION, ZooWriter, complete_header, located, read_header
 
 __all__ = ["Zoo", "ZooWriter", "open"]
 
 Places = Sequence[int] | np.ndarray | Int64[Tensor, " n"]
 
-READ_VALUES = 2**22
-"""Values read at a time: 16 MB."""
 PART_VALUES = 2**24
 """Values in a part of a saved zoo: 64 MB."""
 
@@ -217,15 +215,9 @@ class Zoo:
         [[5.0], [1.0]]
         """
         places = None if rows is None else self._positions(rows)
-        start, stop, step = columns.indices(self.layout.parameters)
-        if step < 0:
+        if columns.step is not None and columns.step < 1:
             raise ZooError(f"read wants parameters in ascending order, got {columns}: flip the result instead")
-        count = len(self) if places is None else len(places)
-        # numpy asks the system for huge pages, which makes filling a large new matrix several times faster
-        window = torch.from_numpy(np.empty((count, len(range(start, stop, step))), dtype=np.float32))
-        for place, values in self._blocks(places, columns):
-            window[place] = values.to(window.dtype)
-        return window
+        return torch.from_numpy(self.shards.read(self._locations, self.layout, places, columns))
 
     def batches(
         self,
@@ -349,11 +341,13 @@ class Zoo:
         Reads all selected weights once, and those of the duplicates once more.
         """
         first = np.arange(len(self))
-        layouts = self._columns("layout")["layout"]
-        for digest in layouts.unique(maintain_order=True):
-            places = (layouts == digest).arg_true().to_numpy().astype(np.int64)
-            alike = self if len(places) == len(self) else self.take(places)
-            first[places] = places[first_of_identical(alike.read, len(places), alike.layout.parameters)]
+        for digest in self._layout_digests:
+            layout, places = self._layout(digest), self._of_layout(digest)
+
+            def read(some: np.ndarray, layout: Layout = layout, places: np.ndarray = places) -> np.ndarray:
+                return self.shards.read(self._locations, layout, places[some])
+
+            first[places] = places[first_of_identical(read, len(places), layout.parameters)]
         return self.take(np.flatnonzero(first == np.arange(len(self))))
 
     def split(self, seed: int = 0, *, stratify: str | Sequence[str] = ()) -> tuple["Zoo", "Zoo", "Zoo"]:
@@ -461,21 +455,21 @@ class Zoo:
         except LayoutError as error:
             raise ZooError(f"zoo.json of {self.path} is damaged at layout {digest}: {error}") from error
 
-    @cached_property
-    def _layouts(self) -> dict[str, Layout]:
-        return {digest: self._layout(digest) for digest in self._layout_digests}
+    def _of_layout(self, digest: str) -> Int64[np.ndarray, " n"]:
+        """Positions of the checkpoints of one layout."""
+        numbers = [number for number, (layout, _) in enumerate(self._locations.shards) if layout == digest]
+        return np.flatnonzero(np.isin(self._locations.shard, numbers))
 
     def _is_finite(self) -> Bool[Tensor, " m"]:
-        finite = torch.empty(len(self), dtype=torch.bool)
+        finite = np.empty(len(self), dtype=bool)
         with progress_bar("checking weights", len(self)) as advance:
-            for place, rows in self._blocks():
-                finite[place] = rows.isfinite().all(dim=1)
-                advance(len(rows))
-        return finite
-
-    def _blocks(self, places: Int64[np.ndarray, " n"] | None = None, columns: slice = slice(None)) -> Iterator[Block]:
-        """Weights at table positions in the dtype of the store, a bounded number of values at a time."""
-        return self.shards.blocks(self._locations, self._layouts, places, columns, READ_VALUES)
+            for digest in self._layout_digests:
+                layout, places = self._layout(digest), self._of_layout(digest)
+                size = max(1, READ_VALUES // max(1, layout.parameters))
+                for some in (places[i : i + size] for i in range(0, len(places), size)):
+                    finite[some] = np.isfinite(self.shards.read(self._locations, layout, some)).all(axis=1)
+                    advance(len(some))
+        return torch.from_numpy(finite)
 
 
 def open(path: str | os.PathLike[str]) -> Zoo:
