@@ -1,6 +1,7 @@
 """Zoos: the format, round trips, selections, splits, damage, crashes, full disks."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -649,6 +650,33 @@ def append_to_full_disk(path: str, answer: str, limit: int, wide: int) -> None:
     Path(answer).write_text(str(caught.value))
 
 
+def append_one_part(path: str, seed: int) -> None:
+    """Append the part that another process appends at the same moment, with other content; exit with 3 if refused."""
+    made = ZooWriter.open(path)
+    go = time.time_ns() // 50_000_000 * 50_000_000 + 50_000_000  # both start at the next twentieth of a second
+    while time.time_ns() < go:
+        pass
+    refused = []
+    try:
+        made.append("0", rows_of(500, seed), table_of([f"{seed}-{i}" for i in range(500)]))
+    except ZooError as error:
+        refused = [str(error)]
+    if refused:
+        os._exit(3 if "already committed" in refused[0] else 1)
+
+
+def hold_the_lock(path: str, ready: str) -> None:
+    with writer.locked(Path(path)):
+        Path(ready).touch()
+        time.sleep(60)
+
+
+def split_many(path: str, first: int) -> None:
+    zoo = weightspace.zoo.open(path)
+    for seed in range(first, first + 20):
+        zoo.split(seed)
+
+
 def split_read_only(path: str, answer: str) -> None:
     zoo = weightspace.zoo.open(path)
     Path(answer).touch(0o666)
@@ -659,7 +687,14 @@ def split_read_only(path: str, answer: str) -> None:
     Path(answer).write_text(json.dumps(sides(zoo)))
 
 
-TASKS = {"append": append_parts, "full": append_to_full_disk, "read-only": split_read_only}
+TASKS = {
+    "append": append_parts,
+    "one part": append_one_part,
+    "full": append_to_full_disk,
+    "lock": hold_the_lock,
+    "split": split_many,
+    "read-only": split_read_only,
+}
 
 
 def serve() -> None:
@@ -751,6 +786,84 @@ def test_two_processes_create_and_append_at_once(tmp_path, processes, uninterrup
     assert [processes.exit_code(process) for process in running] == [0, 0]
     assert files(tmp_path / "zoo") == uninterrupted
     assert not list((tmp_path / "zoo").rglob("*.tmp"))
+
+
+def test_of_two_processes_that_append_the_same_part_one_is_refused(tmp_path, processes):
+    won = set()
+    for attempt in range(8):
+        path = tmp_path / f"zoo{attempt}"
+        ZooWriter.create(path, HEADER, [LAYOUT])
+        running = [processes.start("one part", path, seed) for seed in (1, 2)]
+        codes = [processes.exit_code(process) for process in running]
+        assert sorted(codes) == [0, 3]
+        winner = 1 + codes.index(0)
+        zoo = weightspace.zoo.open(path)
+        assert torch.equal(zoo.weights(), rows_of(500, winner))
+        assert zoo.models == [f"{winner}-{i}" for i in range(500)]
+        found = weightspace.zoo.check(path)
+        assert (found.damage, found.unused, found.without_hashes) == ((), (), 0)
+        won.add(winner)
+
+
+def test_a_reader_sees_whole_parts_while_another_process_appends(tmp_path, processes):
+    path = tmp_path / "zoo"
+    process = processes.start("append", path, 0, 1)
+    seen, deadline = [], time.monotonic() + 30
+    while not seen or seen[-1] < PARTS:
+        assert time.monotonic() < deadline, "the process appends nothing"
+        try:
+            zoo = weightspace.zoo.open(path)
+        except ZooError as error:
+            assert not seen and (
+                "there is no folder" in str(error) or "is not a zoo" in str(error) or "empty" in str(error)
+            )
+            continue
+        parts = sorted({name[:5] for name in zoo.models})
+        assert torch.equal(zoo.weights(), torch.cat([content(int(part))[0] for part in parts]))
+        assert len(zoo) == CHECKPOINTS * len(parts)
+        seen.append(len(parts))
+    assert processes.exit_code(process) == 0
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2  # it was read in between
+    assert weightspace.zoo.check(path).damage == ()
+
+
+def test_a_lock_ends_with_its_process_and_is_not_waited_for_forever(tmp_path, processes, monkeypatch):
+    zoo = disk_zoo(tmp_path / "zoo", [*"abc"])
+    process = processes.start("lock", zoo.path, tmp_path / "ready")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    monkeypatch.setattr(writer, "_LOCK_SECONDS", 0.1)
+    before = files(zoo.path)
+    with pytest.raises(ZooError, match=r"another process has held the lock of .*zoo for 0 seconds"):
+        ZooWriter.open(zoo.path).append("1", rows_of(1), table_of(["z"]))
+    assert files(zoo.path) == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(weightspace.zoo.open(zoo.path).weights()) == 3  # readers do not wait
+    os.kill(process, signal.SIGKILL)
+    assert processes.exit_code(process) != 0
+    ZooWriter.open(zoo.path).append("1", rows_of(1), table_of(["z"]))
+    assert len(weightspace.zoo.open(zoo.path)) == 4
+
+
+def test_two_processes_that_split_at_once_store_every_split(tmp_path, processes):
+    zoo = disk_zoo(tmp_path / "zoo", [f"m{i}" for i in range(9)])
+    running = [processes.start("split", zoo.path, first) for first in (0, 10)]  # ten seeds are drawn by both
+    assert [processes.exit_code(process) for process in running] == [0, 0]
+    stored = json.loads((zoo.path / "splits.json").read_text())
+    assert {int(seed) for seed in stored} == set(range(30))
+    alone = memory_zoo(zoo.models)
+    assert all(stored[str(seed)] == sides(alone, seed) for seed in range(30))
+
+
+def test_file_systems_without_locks_can_hold_a_zoo(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert torch.equal(disk_zoo(tmp_path / "zoo", [*"abc"]).weights(), rows_of(3, 3))
 
 
 # the weights take 2 kB; without noise the table is smaller than the limit, with noise larger

@@ -119,20 +119,22 @@ def _layouts(path: Path, described: Mapping[str, list[dict]]) -> tuple[dict[str,
 
 def _hash_damage(path: Path, part: str) -> Iterator[str]:
     """Sentences about the files of a part that are not those that were committed."""
-    hash_file = part_files(path, part)[1]
+    weights_file, hash_file, table_file = part_files(path, part)
     if not hash_file.exists():
         return
-    for line in hash_file.read_text(errors="replace").splitlines():
-        expected, _, name = line.partition("  ")
-        file = path / name
-        if len(expected) != 64 or not name or not file.resolve().is_relative_to(path):
-            yield f"{hash_file} is not a list of hashes: delete it, and the part cannot be verified"
-        elif not file.is_file():
+    lines = (line.partition("  ") for line in hash_file.read_text(errors="replace").splitlines())
+    hashes = {name: digest for digest, _, name in lines}
+    files = {f"{file.parent.name}/{file.name}": file for file in (weights_file, table_file)}
+    if hashes.keys() != files.keys():
+        yield f"{hash_file} does not list the hashes of its two files: restore it, or delete it to go without"
+        return
+    for name, file in files.items():
+        if not file.is_file():
             yield f"{file} is missing: {mend(part)}"
-        else:
-            with file.open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != expected:
-                    yield f"{file} is not what was committed (its SHA-256 differs): {mend(part)}"
+            continue
+        with file.open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != hashes[name]:
+                yield f"{file} is not what was committed (its SHA-256 differs): {mend(part)}"
 
 
 def _not_finite(path: Path, table: pl.DataFrame, layouts: Mapping[str, Layout]) -> int:

@@ -36,7 +36,7 @@ class TableParts:
         try:
             scan = pl.scan_parquet(list(self.files), glob=False)
             table = (scan if columns is None else scan.select(columns)).collect()
-        except pl.exceptions.PolarsError:  # parts differ in columns, which the slower way joins, or one is damaged
+        except (pl.exceptions.PolarsError, OSError):  # parts differ, which the slower way joins, or one is damaged
             table = pl.concat([_read(file, columns) for file in self.files], how="diagonal_relaxed")
         for column, dtype in NEEDED.items():
             if (columns is None or column in columns) and (

@@ -108,8 +108,8 @@ class Shards:
             raise ZooError(f"shard {source} is truncated or damaged ({error}): {mend(Path(shard).stem)}") from error
         if rows.ndim != 2 or rows.shape[1] != layout.parameters or rows.dtype not in DTYPES:
             raise ZooError(
-                f"shard {shard} in {self._place} holds {rows.dtype} {tuple(rows.shape)}, but its layout "
-                f"{layout.digest} has rows of {layout.parameters} parameters: {mend(Path(shard).stem)}"
+                f"shard {shard if isinstance(source, Tensor) else source} holds {rows.dtype} {tuple(rows.shape)}, "
+                f"but its layout {layout.digest} has rows of {layout.parameters} parameters: {mend(Path(shard).stem)}"
             )
         self._maps[key] = (rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows).numpy()
         return self._maps[key]
