@@ -1,6 +1,7 @@
 """Zoos: the format, round trips, selections, splits, damage, crashes, full disks."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -29,7 +30,7 @@ from torch import nn
 import weightspace.zoo
 from weightspace.errors import LayoutError, UnknownName, ZooError
 from weightspace.networks.layout import Layout
-from weightspace.zoo import Zoo, ZooWriter, store, writer
+from weightspace.zoo import Zoo, ZooWriter, shards, splits, store, writer
 
 LAYOUT = Layout.of(nn.Linear(3, 2))
 WIDE = Layout.of(nn.Linear(4, 2))
@@ -60,7 +61,7 @@ def disk_zoo(path: Path, models: list[str], steps: int = 1, part: str = "00000")
 
 
 def sides(zoo: Zoo, seed: int = 0) -> dict[str, str]:
-    parts = zip(store.SIDES, zoo.split(seed), strict=True)
+    parts = zip(splits.SIDES, zoo.split(seed), strict=True)
     return {model: name for name, part in parts for model in part.models}
 
 
@@ -108,7 +109,7 @@ def test_the_files_are_readable_without_weightspace(tmp_path):
         assert list(file.keys()) == ["rows"]
         np.testing.assert_array_equal(file.get_tensor("rows"), rows.numpy())
     found = sorted(f.name for f in (tmp_path / "zoo").rglob("*") if f.is_file())
-    assert found == ["00000.parquet", "00000.safetensors", "zoo.json"]
+    assert found == ["00000.parquet", "00000.safetensors", "00000.sha256", "zoo.json"]
 
 
 # --- round trips ----------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_neither_the_input_nor_the_output_can_change_a_zoo():
 @in_memory
 def test_weights_of_a_selection_are_the_rows_of_the_weights(three_parts, places, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "BLOCK_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
+        patch.setattr(shards, "READ_VALUES", block)  # blocks of 1 row, of 3 rows, of everything
         zoo = weightspace.zoo.open(three_parts)
         taken = zoo.take(places)
         assert torch.equal(taken.weights(), zoo.weights()[places])
@@ -243,7 +244,7 @@ def test_an_unknown_column_gets_a_suggestion(three_parts):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("block", [1, 2**24])
 def test_what_is_not_finite_is_kept_found_and_named(tmp_path, monkeypatch, value, block):
-    monkeypatch.setattr(store, "BLOCK_VALUES", block)
+    monkeypatch.setattr(shards, "READ_VALUES", block)
     rows = rows_of(6)
     rows[3, 7] = rows[5, 0] = value
     ZooWriter.create(tmp_path / "zoo", HEADER, [LAYOUT]).append("0", rows, table_of([*"abc"], 2))
@@ -395,16 +396,34 @@ def test_concat_refuses_what_cannot_be_told_apart():
     a = memory_zoo([*"abc"], 2)
     with pytest.raises(ZooError, match="two zoos have a model 'b' with step 1"):
         Zoo.concat([a, memory_zoo([*"bx"], 2, seed=1).where(pl.col("step") == 1)])
-    wide = Zoo.in_memory(rows_of(1, 0, WIDE), WIDE, table_of(["w"]), HEADER)
-    with pytest.raises(ZooError, match="different layouts"):
-        Zoo.concat([a, wide])
     with pytest.raises(ZooError, match="at least one"):
         Zoo.concat([])
-    assert len(Zoo.concat([a, wide.where(pl.col("step") > 0)])) == 6
+
+
+def test_concat_of_several_layouts_keeps_what_is_true_of_all():
+    narrow = memory_zoo([*"abc"], 2)
+    other = HEADER | {"name": "wide", "network": {"kind": "wider"}}
+    wide = Zoo.in_memory(rows_of(2, 5, WIDE), WIDE, table_of([*"vw"]), other)
+    joined = Zoo.concat([narrow, wide, memory_zoo([*"xy"], seed=7)])
+    assert joined.table["model"].to_list() == [*"aabbccvwxy"]
+    assert set(joined.header["layouts"]) == {LAYOUT.digest, WIDE.digest}
+    assert "network" not in joined.header  # true of some checkpoints only
+    assert {key: joined.header[key] for key in ("name", "dataset", "recipe")} == {
+        key: HEADER[key] for key in ("name", "dataset", "recipe")
+    }
+    for layout, rows in ((LAYOUT, torch.cat([rows_of(6), rows_of(2, 7)])), (WIDE, rows_of(2, 5, WIDE))):
+        one = joined.where(pl.col("layout") == layout.digest)
+        assert one.layout == layout
+        assert torch.equal(one.weights(), rows)
+    with pytest.raises(ZooError, match="has 2 layouts"):
+        joined.weights()
+    both = Zoo.concat([joined, joined.where(pl.col("layout") == WIDE.digest)])
+    assert "network" not in both.header and len(both) == 12
+    assert Zoo.concat([narrow, wide.where(pl.col("step") > 0)]).header == narrow.header
 
 
 def test_a_saved_selection_is_a_zoo(three_parts, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "BLOCK_VALUES", 56)  # parts of 7 checkpoints
+    monkeypatch.setattr(store, "PART_VALUES", 56)  # parts of 7 checkpoints
     zoo = weightspace.zoo.open(three_parts)
     chosen = zoo.take(list(range(50, 10, -1)))
     saved = chosen.save(tmp_path / "new" / "zoo")
@@ -631,6 +650,33 @@ def append_to_full_disk(path: str, answer: str, limit: int, wide: int) -> None:
     Path(answer).write_text(str(caught.value))
 
 
+def append_one_part(path: str, seed: int) -> None:
+    """Append the part that another process appends at the same moment, with other content; exit with 3 if refused."""
+    made = ZooWriter.open(path)
+    go = time.time_ns() // 50_000_000 * 50_000_000 + 50_000_000  # both start at the next twentieth of a second
+    while time.time_ns() < go:
+        pass
+    refused = []
+    try:
+        made.append("0", rows_of(500, seed), table_of([f"{seed}-{i}" for i in range(500)]))
+    except ZooError as error:
+        refused = [str(error)]
+    if refused:
+        os._exit(3 if "already committed" in refused[0] else 1)
+
+
+def hold_the_lock(path: str, ready: str) -> None:
+    with writer.locked(Path(path)):
+        Path(ready).touch()
+        time.sleep(60)
+
+
+def split_many(path: str, first: int) -> None:
+    zoo = weightspace.zoo.open(path)
+    for seed in range(first, first + 20):
+        zoo.split(seed)
+
+
 def split_read_only(path: str, answer: str) -> None:
     zoo = weightspace.zoo.open(path)
     Path(answer).touch(0o666)
@@ -641,7 +687,14 @@ def split_read_only(path: str, answer: str) -> None:
     Path(answer).write_text(json.dumps(sides(zoo)))
 
 
-TASKS = {"append": append_parts, "full": append_to_full_disk, "read-only": split_read_only}
+TASKS = {
+    "append": append_parts,
+    "one part": append_one_part,
+    "full": append_to_full_disk,
+    "lock": hold_the_lock,
+    "split": split_many,
+    "read-only": split_read_only,
+}
 
 
 def serve() -> None:
@@ -733,6 +786,84 @@ def test_two_processes_create_and_append_at_once(tmp_path, processes, uninterrup
     assert [processes.exit_code(process) for process in running] == [0, 0]
     assert files(tmp_path / "zoo") == uninterrupted
     assert not list((tmp_path / "zoo").rglob("*.tmp"))
+
+
+def test_of_two_processes_that_append_the_same_part_one_is_refused(tmp_path, processes):
+    won = set()
+    for attempt in range(8):
+        path = tmp_path / f"zoo{attempt}"
+        ZooWriter.create(path, HEADER, [LAYOUT])
+        running = [processes.start("one part", path, seed) for seed in (1, 2)]
+        codes = [processes.exit_code(process) for process in running]
+        assert sorted(codes) == [0, 3]
+        winner = 1 + codes.index(0)
+        zoo = weightspace.zoo.open(path)
+        assert torch.equal(zoo.weights(), rows_of(500, winner))
+        assert zoo.models == [f"{winner}-{i}" for i in range(500)]
+        found = weightspace.zoo.check(path)
+        assert (found.damage, found.unused, found.without_hashes) == ((), (), 0)
+        won.add(winner)
+
+
+def test_a_reader_sees_whole_parts_while_another_process_appends(tmp_path, processes):
+    path = tmp_path / "zoo"
+    process = processes.start("append", path, 0, 1)
+    seen, deadline = [], time.monotonic() + 30
+    while not seen or seen[-1] < PARTS:
+        assert time.monotonic() < deadline, "the process appends nothing"
+        try:
+            zoo = weightspace.zoo.open(path)
+        except ZooError as error:
+            assert not seen and (
+                "there is no folder" in str(error) or "is not a zoo" in str(error) or "empty" in str(error)
+            )
+            continue
+        parts = sorted({name[:5] for name in zoo.models})
+        assert torch.equal(zoo.weights(), torch.cat([content(int(part))[0] for part in parts]))
+        assert len(zoo) == CHECKPOINTS * len(parts)
+        seen.append(len(parts))
+    assert processes.exit_code(process) == 0
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2  # it was read in between
+    assert weightspace.zoo.check(path).damage == ()
+
+
+def test_a_lock_ends_with_its_process_and_is_not_waited_for_forever(tmp_path, processes, monkeypatch):
+    zoo = disk_zoo(tmp_path / "zoo", [*"abc"])
+    process = processes.start("lock", zoo.path, tmp_path / "ready")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    monkeypatch.setattr(writer, "_LOCK_SECONDS", 0.1)
+    before = files(zoo.path)
+    with pytest.raises(ZooError, match=r"another process has held the lock of .*zoo for 0 seconds"):
+        ZooWriter.open(zoo.path).append("1", rows_of(1), table_of(["z"]))
+    assert files(zoo.path) == before
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert len(weightspace.zoo.open(zoo.path).weights()) == 3  # readers do not wait
+    os.kill(process, signal.SIGKILL)
+    assert processes.exit_code(process) != 0
+    ZooWriter.open(zoo.path).append("1", rows_of(1), table_of(["z"]))
+    assert len(weightspace.zoo.open(zoo.path)) == 4
+
+
+def test_two_processes_that_split_at_once_store_every_split(tmp_path, processes):
+    zoo = disk_zoo(tmp_path / "zoo", [f"m{i}" for i in range(9)])
+    running = [processes.start("split", zoo.path, first) for first in (0, 10)]  # ten seeds are drawn by both
+    assert [processes.exit_code(process) for process in running] == [0, 0]
+    stored = json.loads((zoo.path / "splits.json").read_text())
+    assert {int(seed) for seed in stored} == set(range(30))
+    alone = memory_zoo(zoo.models)
+    assert all(stored[str(seed)] == sides(alone, seed) for seed in range(30))
+
+
+def test_file_systems_without_locks_can_hold_a_zoo(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOLCK, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    assert torch.equal(disk_zoo(tmp_path / "zoo", [*"abc"]).weights(), rows_of(3, 3))
 
 
 # the weights take 2 kB; without noise the table is smaller than the limit, with noise larger

@@ -28,6 +28,7 @@ COMMANDS = {
 ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+    "check": ("weightspace.cli.zoo:check", "Compare a zoo's files with what was committed."),
 }
 ALIGN_COMMANDS = {
     "zoo": ("weightspace.cli.align:zoo", "Write a zoo whose networks lie in one order of hidden units."),

@@ -1,4 +1,4 @@
-"""`weightspace zoo`: train a zoo, or look into one."""
+"""`weightspace zoo`: train a zoo, look into one, check one."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weightspace.errors import ZooError
 from weightspace.networks import Layout
 from weightspace.zoo import Zoo
+from weightspace.zoo import check as check_zoo
 from weightspace.zoo import open as open_zoo
 from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train as train_zoo
@@ -49,6 +51,31 @@ def info(path: Path) -> None:
     factors = _factors(zoo.table)
     if factors.row_count:
         console.print(factors)
+
+
+def check(path: Path) -> None:
+    """Read a zoo whole and compare it with what was committed: hashes, tables against weights, counts, NaN.
+
+    Exits with 2 if it is damaged.
+
+    Args:
+        path: Folder of the zoo.
+    """
+    found = check_zoo(path)
+    table = Table(title=str(path), show_header=False, title_justify="left")
+    table.add_row("parts", f"{found.parts}, {found.without_hashes} of them without hashes")
+    table.add_row("models", str(found.models))
+    table.add_row("checkpoints", str(found.checkpoints))
+    table.add_row("weights", f"{found.size / 1e6:,.1f} MB")
+    table.add_row("NaN or infinite weights", f"{found.not_finite} checkpoints")
+    table.add_row("unused files", ", ".join(found.unused[:3]) + (" ..." if len(found.unused) > 3 else "") or "none")
+    table.add_row("damage", str(len(found.damage)) if found.damage else "none")
+    console = Console()
+    console.print(table)
+    for sentence in found.damage[1:]:
+        console.print(Text(sentence), soft_wrap=True)
+    if found.damage:
+        raise ZooError(found.damage[0])
 
 
 def _facts(zoo: Zoo) -> Table:

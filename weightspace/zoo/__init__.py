@@ -7,14 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightspace.zoo.integrity import Inspection, check
     from weightspace.zoo.store import Zoo, open
     from weightspace.zoo.writer import ZooWriter
 
-__all__ = ["Zoo", "ZooWriter", "open"]
+__all__ = ["Inspection", "Zoo", "ZooWriter", "check", "open"]
 
 _HOMES = {
+    "Inspection": "weightspace.zoo.integrity",
     "Zoo": "weightspace.zoo.store",
     "ZooWriter": "weightspace.zoo.writer",
+    "check": "weightspace.zoo.integrity",
     "open": "weightspace.zoo.store",
 }
 

@@ -1,53 +1,45 @@
 """A zoo as it is read: a table of checkpoints, and where the weights of each row lie.
 
-Opening reads `zoo.json` and the tables; weights are memory-mapped when asked for. A selection is another table over
-the same storage. Splits are by model, never by checkpoint: checkpoints of one run on both sides of a split leak.
+Opening reads `zoo.json` and the columns of one table. The tables are read when asked for, weights are memory-mapped
+and a read touches only its bytes. A selection is another table over the same storage.
 
-Axes: m checkpoint (one table row, one weight row), p parameter.
+Axes: m checkpoint (one table row, one weight row), n some of them, p parameter, w parameters of a window.
 """
 
-import errno
 import hashlib
 import json
 import math
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from weightspace.errors import LayoutError, ZooError, unknown_name
 from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
-from weightspace.zoo.writer import (
-    DTYPES,
-    LOCATION,
-    ZooWriter,
-    complete_header,
-    located,
-    read_header,
-    read_json,
-    write_file,
-)
+from weightspace.zoo import splits
+from weightspace.zoo.duplicates import first_of_identical
+from weightspace.zoo.joining import Checkpoints, joined_header, joined_origins, joined_shards, joined_tables
+from weightspace.zoo.parts import TableParts
+from weightspace.zoo.shards import READ_VALUES, Locations, Shards, existing
+from weightspace.zoo.writer import LOCATION, ZooWriter, complete_header, located, read_header
 
 __all__ = ["Zoo", "ZooWriter", "open"]
 
-Side = Literal["train", "validation", "test"]
-Source = Path | Tensor
+Places = Sequence[int] | np.ndarray | Int64[Tensor, " n"]
 
-SIDES: tuple[Side, ...] = ("train", "validation", "test")
-BLOCK_VALUES = 2**24  # read at a time: 64 MB of float32
+PART_VALUES = 2**24
+"""Values in a part of a saved zoo: 64 MB."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,14 +52,14 @@ class Zoo:
     Zoo('tiny': 1 model, 1 checkpoint, 8 parameters, in memory)
     """
 
-    table: pl.DataFrame
-    """One row a checkpoint: model, step (epochs), layout, shard, row, config.*, metric.*."""
+    checkpoints: Checkpoints
+    """The table, or the files it is in; read it as `table`."""
     header: dict[str, Any]
     """Content of `zoo.json`."""
-    shards: Mapping[str, Source]
-    """Where the weights are: a file, or a matrix in memory, by the name in the table's `shard` column."""
-    origins: Mapping[Path | None, tuple[str, ...]]
-    """All models of the zoos this one was selected from, by folder (`None`: in memory); splits are made over them."""
+    shards: Shards
+    """Where the weights are, by the name in the table's column `shard`."""
+    origins: Mapping[Path | None, Checkpoints]
+    """All checkpoints of the zoos this one was selected from, by folder (`None`: in memory); splits are over them."""
 
     @classmethod
     def in_memory(cls, rows: Float[Tensor, "m p"], layout: Layout, table: pl.DataFrame, header: dict) -> "Zoo":
@@ -83,54 +75,36 @@ class Zoo:
             ZooError: Rows, table and layout do not fit together.
         """
         table = located(rows, table, layout, "memory")
-        models = tuple(table["model"].unique(maintain_order=True))
         store = rows.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return cls(table, complete_header(header, "unnamed", [layout]), {"memory": store}, {None: models})
+        return cls(table, complete_header(header, "unnamed", [layout]), Shards({"memory": store}), {None: table})
 
     @staticmethod
     def concat(zoos: Sequence["Zoo"]) -> "Zoo":
-        """Several zoos of the same layouts as one; a column that one of them lacks is null there.
+        """Several zoos as one; a column that one of them lacks is null there. Nothing is read or copied.
 
-        The header is that of the first. Nothing is read or copied.
+        The header is that of the first, with the layouts of all. Of zoos with different layouts, what else their
+        headers disagree on (network, dataset, recipe) is left out: it would be wrong for some of the checkpoints.
 
         Raises:
-            ZooError: Layouts differ, or a model has the same step in two of the zoos.
+            ZooError: A model has the same step in two of the zoos.
         """
         if not zoos:
             raise ZooError("concat needs at least one zoo, got none")
         zoos = [zoo for zoo in zoos if len(zoo)] or zoos[:1]
-        layouts = [sorted(zoo.table["layout"].unique()) for zoo in zoos]
-        if any(found != layouts[0] for found in layouts):
-            raise ZooError(f"zoos of different layouts cannot be joined, got {layouts}: select one layout first")
-        shards: dict[str, Source] = {}
-        origins: dict[Path | None, tuple[str, ...]] = {}
-        tables = []
-        for zoo in zoos:
-            names = {}
-            for name, source in zoo.shards.items():
-                new, copy = name, 1
-                while new in shards and not _same(shards[new], source):
-                    new, copy = f"{copy}/{name}", copy + 1
-                names[name] = new
-                shards[new] = source
-            tables.append(zoo.table.with_columns(pl.col("shard").replace(names)))
-            for folder, models in zoo.origins.items():
-                origins[folder] = tuple(dict.fromkeys(origins.get(folder, ()) + models))
-        table = pl.concat(tables, how="diagonal_relaxed")
-        places = table.select("model", "step", "shard", "row").unique()
-        clash = places.filter(pl.struct("model", "step").is_duplicated())
-        if clash.height:
-            model, step = clash.sort("model", "step").select("model", "step").row(0)
-            raise ZooError(f"two zoos have a model {model!r} with step {step}: give the models different names")
-        return Zoo(table, zoos[0].header, shards, origins)
+        used = [[shard for _, shard in zoo._locations.shards] for zoo in zoos]
+        shards, names = joined_shards([zoo.shards for zoo in zoos], used)
+        tables = [zoo.table.with_columns(pl.col("shard").replace(new)) for zoo, new in zip(zoos, names, strict=True)]
+        header = joined_header([zoo.header for zoo in zoos], [zoo._layout_digests for zoo in zoos])
+        return Zoo(joined_tables(tables), header, shards, joined_origins([zoo.origins for zoo in zoos]))
 
     def __len__(self) -> int:
         """Number of checkpoints."""
-        return self.table.height
+        table = self.__dict__.get("table", self.checkpoints)  # not read only to be counted
+        return table.height if isinstance(table, pl.DataFrame) else len(self._locations.row)
 
     def __repr__(self) -> str:
         counts = [(len(self.models), "model"), (len(self), "checkpoint")]
-        layouts = self.table["layout"].unique().to_list() or list(self.header["layouts"])
+        layouts = self._layout_digests
         counts.append((len(layouts), "layout") if len(layouts) > 1 else (self.layout.parameters, "parameter"))
         text = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
         return f"Zoo({self.header.get('name')!r}: {text}, in {self.path or self._elsewhere()})"
@@ -143,10 +117,33 @@ class Zoo:
         """Folder of the zoo; `None` if it is in memory or in several places."""
         return next(iter(self.origins)) if len(self.origins) == 1 else None
 
+    @cached_property
+    def table(self) -> pl.DataFrame:
+        """One row a checkpoint: model, step (epochs), layout, shard, row, config.*, metric.*; read when first used.
+
+        Raises:
+            ZooError: A table is damaged.
+        """
+        return self.checkpoints if isinstance(self.checkpoints, pl.DataFrame) else self.checkpoints.read()
+
+    def _columns(self, *names: str) -> pl.DataFrame:
+        """Some columns, read alone where the table has not been read."""
+        if isinstance(self.checkpoints, TableParts) and "table" not in self.__dict__:
+            return self.checkpoints.read(names)
+        return self.table.select(names)
+
+    @cached_property
+    def _locations(self) -> Locations:
+        return Locations.of(self._columns(*LOCATION))
+
     @property
     def models(self) -> list[str]:
         """Models of the selection, each once, in table order."""
-        return self.table["model"].unique(maintain_order=True).to_list()
+        return self._columns("model")["model"].unique(maintain_order=True).to_list()
+
+    @property
+    def _layout_digests(self) -> list[str]:
+        return list(dict.fromkeys(digest for digest, _ in self._locations.shards)) or list(self.header["layouts"])
 
     @cached_property
     def layout(self) -> Layout:
@@ -155,7 +152,7 @@ class Zoo:
         Raises:
             ZooError: The selection has several layouts, or none.
         """
-        found = self.table["layout"].unique().to_list() or list(self.header["layouts"])
+        found = self._layout_digests
         if len(found) > 1:
             raise ZooError(
                 f"zoo {self.header.get('name')!r} has {len(found)} layouts ({', '.join(sorted(found))}): "
@@ -174,13 +171,13 @@ class Zoo:
         """
         identity = {key: self.header.get(key) for key in ("layouts", "network", "dataset", "recipe")}
         sha = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-        for shard in sorted(self.table["shard"].unique()):
+        for shard in sorted({shard for _, shard in self._locations.shards}):
             source = self.shards[shard]
             if isinstance(source, Path):
-                sha.update(f"{shard} {_existing(source).stat().st_size}\n".encode())
+                sha.update(f"{shard} {existing(source).stat().st_size}\n".encode())
             else:
                 sha.update(source.view(torch.uint8).numpy().data)
-        sha.update(self.table.select("shard", "row").write_csv().encode())
+        sha.update(self._columns("shard", "row").write_csv().encode())
         return sha.hexdigest()[:12]
 
     def weights(self) -> Float[Tensor, "m p"]:
@@ -192,10 +189,80 @@ class Zoo:
         Raises:
             ZooError: The selection has several layouts, or a shard is missing, truncated or does not fit.
         """
-        weights = torch.empty(len(self), self.layout.parameters)
-        for places, rows in self._blocks():
-            weights[places] = rows.float()
-        return weights
+        return self.read()
+
+    def read(
+        self,
+        rows: Places | None = None,
+        columns: slice = slice(None),
+    ) -> Float[Tensor, "n w"]:
+        """A window of the weights: some checkpoints, some parameters; only their bytes are read.
+
+        Args:
+            rows: Table positions, in the order wanted, repeats allowed; all when missing.
+            columns: Parameters; all when missing. Those of one tensor are `zoo.layout.slices[name]`.
+
+        Returns:
+            A new float32 matrix `[len(rows), parameters in the slice]`.
+
+        Raises:
+            ZooError: A position is outside the table, the slice runs backwards, the selection has several layouts,
+                or a shard is missing, truncated or does not fit.
+
+        >>> zoo = Zoo.in_memory(torch.arange(6.0).reshape(3, 2), Layout.of(torch.nn.Linear(1, 1)),
+        ...     pl.DataFrame({"model": ["a", "b", "c"], "step": [0, 0, 0]}), {})
+        >>> zoo.read([2, 0], slice(1, 2)).tolist()
+        [[5.0], [1.0]]
+        """
+        places = None if rows is None else self._positions(rows)
+        if columns.step is not None and columns.step < 1:
+            raise ZooError(f"read wants parameters in ascending order, got {columns}: flip the result instead")
+        return torch.from_numpy(self.shards.read(self._locations, self.layout, places, columns))
+
+    def batches(
+        self,
+        size: int,
+        *,
+        columns: slice = slice(None),
+        seed: int | None = None,
+    ) -> Iterator[tuple[Int64[Tensor, " n"], Float[Tensor, "n w"]]]:
+        """Pass once over the weights in bounded memory.
+
+        Args:
+            size: Checkpoints in a batch; the last may be smaller.
+            columns: Parameters, as in `read`.
+            seed: Shuffles the checkpoints; table order when missing.
+
+        Yields:
+            Table positions `[n]`, and the weights there.
+
+        Raises:
+            ZooError: The size is not positive; else as `read`.
+
+        >>> zoo = Zoo.in_memory(torch.zeros(3, 2), Layout.of(torch.nn.Linear(1, 1)),
+        ...     pl.DataFrame({"model": ["a", "b", "c"], "step": [0, 0, 0]}), {})
+        >>> [rows.shape for _, rows in zoo.batches(2)]
+        [torch.Size([2, 2]), torch.Size([1, 2])]
+        """
+        if size < 1:
+            raise ZooError(f"a batch has at least one checkpoint, got size {size}")
+        order = torch.arange(len(self))
+        if seed is not None:
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        for places in order.split(size) if len(self) else ():
+            yield places, self.read(places, columns)
+
+    def _positions(self, rows: Places) -> Int64[np.ndarray, " n"]:
+        places = np.asarray(rows)
+        if places.size and places.dtype.kind not in "iu":
+            raise ZooError(
+                f"table positions are whole row numbers, got {places.dtype}: conditions go into zoo.where(...)"
+            )
+        places = places.astype(np.int64)
+        if places.size and (places.min() < 0 or places.max() >= len(self)):
+            outside = places[(places < 0) | (places >= len(self))][0]
+            raise ZooError(f"checkpoint {outside} does not exist: {self!r} counts from 0 to {len(self) - 1}")
+        return places
 
     def where(self, *predicates: pl.Expr) -> "Zoo":
         """The checkpoints for which all polars expressions hold, for example `pl.col("step") > 5`.
@@ -204,25 +271,22 @@ class Zoo:
             UnknownName: A column does not exist.
         """
         try:
-            return replace(self, table=self.table.filter(*predicates))
+            return self._with(self.table.filter(*predicates))
         except pl.exceptions.ColumnNotFoundError as error:
             names = [name for predicate in predicates for name in predicate.meta.root_names()]
             missing = next((name for name in names if name not in self.table.columns), str(error))
             raise unknown_name("column", missing, self.table.columns) from error
 
-    def take(self, rows: Sequence[int] | np.ndarray | Int64[Tensor, " n"]) -> "Zoo":
+    def take(self, rows: Places) -> "Zoo":
         """The checkpoints at these table positions, in this order; repeats allowed.
 
         Raises:
             ZooError: A position is outside the table, or not a whole number.
         """
-        places = np.asarray(rows)
-        if places.size and places.dtype.kind not in "iu":
-            raise ZooError(f"take wants whole row numbers, got {places.dtype}: conditions go into zoo.where(...)")
-        places = places.astype(np.int64)
-        if outside := places[(places < 0) | (places >= len(self))].tolist():
-            raise ZooError(f"checkpoint {outside[0]} does not exist: {self!r} counts from 0 to {len(self) - 1}")
-        return replace(self, table=self.table[places])
+        return self._with(self.table[self._positions(rows)])
+
+    def _with(self, table: pl.DataFrame) -> "Zoo":
+        return replace(self, checkpoints=table)
 
     def best(self, fraction: float, by: str) -> "Zoo":
         """The `ceil(fraction * n)` checkpoints with the highest value of a column, in table order.
@@ -252,7 +316,7 @@ class Zoo:
 
     def finite(self) -> "Zoo":
         """The checkpoints without NaN or infinite weights; reads all selected weights once."""
-        return replace(self, table=self.table.filter(pl.Series(self._is_finite().numpy())))
+        return self._with(self.table.filter(pl.Series(self._is_finite().numpy())))
 
     def require_finite(self, what: str) -> None:
         """Refuse NaN and infinite weights before something that they would spoil.
@@ -271,7 +335,22 @@ class Zoo:
                 "use .finite()"
             )
 
-    def split(self, seed: int = 0) -> tuple["Zoo", "Zoo", "Zoo"]:
+    def deduplicate(self) -> "Zoo":
+        """Without checkpoints whose weights are, bit for bit as float32, those of an earlier one of the same layout.
+
+        Reads all selected weights once, and those of the duplicates once more.
+        """
+        first = np.arange(len(self))
+        for digest in self._layout_digests:
+            layout, places = self._layout(digest), self._of_layout(digest)
+
+            def read(some: np.ndarray, layout: Layout = layout, places: np.ndarray = places) -> np.ndarray:
+                return self.shards.read(self._locations, layout, places[some])
+
+            first[places] = places[first_of_identical(read, len(places), layout.parameters)]
+        return self.take(np.flatnonzero(first == np.arange(len(self))))
+
+    def split(self, seed: int = 0, *, stratify: str | Sequence[str] = ()) -> tuple["Zoo", "Zoo", "Zoo"]:
         """Train, validation and test checkpoints: 70, 15 and 15 % of the models.
 
         The sides are made over all models of the zoo, so a selection splits like the whole. A zoo on disk keeps them in
@@ -280,19 +359,37 @@ class Zoo:
 
         Args:
             seed: Ranks the models, through a hash of seed and model name.
+            stratify: Columns of the zoo. Of the models with equal values in a model's last checkpoint, and of those
+                in any range of a numeric column, test and validation have their share up or down to the next model.
 
         Raises:
             ZooError: There are fewer than three models.
+            UnknownName: The zoo has no such column.
         """
-        sides: dict[str, Side] = {}
-        for folder, models in sorted(self.origins.items(), key=lambda item: (item[0] is None, str(item[0]))):
-            new = [model for model in models if model not in sides]
-            sides |= _sides(seed, new, {}) if folder is None else _stored_sides(folder, seed, new)
-        if set(sides.values()) != set(SIDES):
+        sides = splits.sides(self.origins, seed, [stratify] if isinstance(stratify, str) else stratify)
+        if set(sides.values()) != set(splits.SIDES):
             raise ZooError(f"a split needs at least 3 models, {self!r} was selected from {len(sides)}")
         side = self.table["model"].replace_strict(sides, return_dtype=pl.String)
-        train, validation, test = (replace(self, table=self.table.filter(side == name)) for name in SIDES)
+        train, validation, test = (self._with(self.table.filter(side == name)) for name in splits.SIDES)
         return train, validation, test
+
+    def hold_out(self, *predicates: pl.Expr) -> tuple["Zoo", "Zoo"]:
+        """The zoo without the models for which all polars expressions hold, and these models.
+
+        For unseen values of a factor: `zoo.hold_out(pl.col("config.activation") == "tanh")`; several expressions hold
+        out a cell of the grid. The two sides can be split further; `split` gives each model the side that it has in
+        the whole zoo.
+
+        Raises:
+            ZooError: The expressions hold for some checkpoints of a model only, or leave one side empty.
+            UnknownName: A column does not exist.
+        """
+        models = splits.whole_models(self.table, self.where(*predicates).table)
+        held_out = pl.col("model").is_in(models)
+        rest, held_zoo = self.where(~held_out), self.where(held_out)
+        if not len(rest) or not len(held_zoo):
+            raise ZooError(f"the condition holds for {'all' if len(held_zoo) else 'none'} of the models of {self!r}")
+        return rest, held_zoo
 
     def with_columns(self, **columns: Any) -> "Zoo":
         """The zoo with more or changed columns: values in table order, one value for all, or polars expressions.
@@ -309,7 +406,7 @@ class Zoo:
                     raise ZooError(f"column {name!r} has {len(value)} values for {len(self)} checkpoints")
                 value = pl.Series(name, value.tolist() if isinstance(value, Tensor) else value)
             values[name] = pl.lit(value) if isinstance(value, str) else value  # polars takes text for a column's name
-        return replace(self, table=self.table.with_columns(**values))
+        return self._with(self.table.with_columns(**values))
 
     def with_weights(self, rows: Float[Tensor, "m p"]) -> "Zoo":
         """The same checkpoints with other weights, in memory.
@@ -341,8 +438,8 @@ class Zoo:
             part = 0
             for run in self.table.with_columns(run=pl.col("layout").rle_id()).partition_by("run", include_key=False):
                 layout = layouts[run["layout"][0]]
-                for piece in run.iter_slices(max(1, BLOCK_VALUES // max(1, layout.parameters))):
-                    rows = replace(self, table=piece).weights()
+                for piece in run.iter_slices(max(1, PART_VALUES // max(1, layout.parameters))):
+                    rows = self._with(piece).weights()
                     writer.append(f"{part:06d}", rows, piece.drop(LOCATION), layout)
                     part += 1
             os.rename(temporary, path)
@@ -358,32 +455,21 @@ class Zoo:
         except LayoutError as error:
             raise ZooError(f"zoo.json of {self.path} is damaged at layout {digest}: {error}") from error
 
-    def _is_finite(self) -> Bool[Tensor, " m"]:
-        finite = torch.empty(len(self), dtype=torch.bool)
-        with progress_bar("checking weights", len(self)) as advance:
-            for places, rows in self._blocks():
-                finite[places] = rows.isfinite().all(dim=1)
-                advance(len(places))
-        return finite
+    def _of_layout(self, digest: str) -> Int64[np.ndarray, " n"]:
+        """Positions of the checkpoints of one layout."""
+        numbers = [number for number, (layout, _) in enumerate(self._locations.shards) if layout == digest]
+        return np.flatnonzero(np.isin(self._locations.shard, numbers))
 
-    def _blocks(self) -> Iterator[tuple[Int64[Tensor, " n"], Float[Tensor, "n p"]]]:
-        """Table positions and their weights in the dtype of the store, a bounded number of values at a time."""
-        index = self.table.select("layout", "shard", "row").with_row_index("place")
-        for key, selected in index.group_by("layout", "shard", maintain_order=True):
-            digest, shard = map(str, key)
-            layout = self._layout(digest)
-            matrix = _matrix(self.shards[shard], layout)
-            wanted = torch.from_numpy(selected["row"].to_numpy().copy())
-            if wanted.min() < 0 or wanted.max() >= len(matrix):
-                raise ZooError(
-                    f"the table wants row {wanted.max()} of shard {shard} in {self.path or 'memory'}, "
-                    f"which has {len(matrix)} rows: {_mend(shard)}"
-                )
-            places = torch.from_numpy(selected["place"].cast(pl.Int64).to_numpy().copy())
-            size = max(1, BLOCK_VALUES // max(1, layout.parameters))
-            for place, rows in zip(places.split(size), wanted.split(size), strict=True):
-                first, contiguous = int(rows[0]), bool((rows.diff() == 1).all())
-                yield place, matrix[first : first + len(rows)] if contiguous else matrix[rows]
+    def _is_finite(self) -> Bool[Tensor, " m"]:
+        finite = np.empty(len(self), dtype=bool)
+        with progress_bar("checking weights", len(self)) as advance:
+            for digest in self._layout_digests:
+                layout, places = self._layout(digest), self._of_layout(digest)
+                size = max(1, READ_VALUES // max(1, layout.parameters))
+                for some in (places[i : i + size] for i in range(0, len(places), size)):
+                    finite[some] = np.isfinite(self.shards.read(self._locations, layout, some)).all(axis=1)
+                    advance(len(some))
+        return torch.from_numpy(finite)
 
 
 def open(path: str | os.PathLike[str]) -> Zoo:
@@ -404,92 +490,6 @@ def open(path: str | os.PathLike[str]) -> Zoo:
     files = sorted((path / "checkpoints").glob("*.parquet"), key=lambda file: file.stem)
     if not files:
         raise ZooError(f"zoo {path} is empty: no checkpoints were committed yet, run its training command (again)")
-    table = _read_tables(files)
-    needed = {"model": pl.String, "step": pl.Int64, "layout": pl.String, "shard": pl.String, "row": pl.Int64}
-    for column, dtype in needed.items():
-        if table.schema.get(column) != dtype:
-            raise ZooError(f"the tables in {path / 'checkpoints'} need a column {column!r} of type {dtype}")
-    if unknown := sorted(set(table["layout"].unique()) - header["layouts"].keys()):
-        raise ZooError(f"{path / 'zoo.json'} lacks layout {unknown[0]}, which its checkpoints have: restore the file")
-    shards = {shard: path / "weights" / shard for shard in table["shard"].unique(maintain_order=True)}
-    return Zoo(table, header, shards, {path: tuple(table["model"].unique(maintain_order=True))})
-
-
-def _read_tables(files: list[Path]) -> pl.DataFrame:
-    try:
-        return pl.scan_parquet(files, glob=False).collect()
-    except pl.exceptions.PolarsError:
-        pass  # parts with different columns, which the slower way joins, or a damaged one, which it finds
-    tables = []
-    for file in files:
-        try:
-            tables.append(pl.read_parquet(file, glob=False))
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise ZooError(f"{file} is truncated or damaged: {_mend(f'{file.stem}.safetensors')}") from error
-    return pl.concat(tables, how="diagonal_relaxed")
-
-
-def _matrix(source: Source, layout: Layout) -> Float[Tensor, "n p"]:
-    """The rows of a shard; of a file, a memory map whose pages are read when they are used."""
-    if isinstance(source, Tensor):
-        return source
-    try:
-        with safe_open(_existing(source), framework="pt") as file:
-            matrix = file.get_tensor("rows")
-    except SafetensorError as error:
-        raise ZooError(f"shard {source} is truncated or damaged ({error}): {_mend(source.name)}") from error
-    if matrix.ndim != 2 or matrix.shape[1] != layout.parameters or matrix.dtype not in DTYPES:
-        raise ZooError(
-            f"shard {source} holds {matrix.dtype} {tuple(matrix.shape)}, but its layout {layout.digest} has rows of "
-            f"{layout.parameters} parameters: {_mend(source.name)}"
-        )
-    return matrix
-
-
-def _existing(shard: Path) -> Path:
-    if not shard.is_file():
-        raise ZooError(f"shard {shard} is missing: {_mend(shard.name)}")
-    return shard
-
-
-def _mend(shard: str) -> str:
-    part = shard.removesuffix(".safetensors")
-    return (
-        f"delete checkpoints/{part}.parquet and weights/{part}.safetensors of the zoo "
-        "and run its training command again, which makes this part anew"
-    )
-
-
-def _same(a: Source, b: Source) -> bool:
-    return a is b or (isinstance(a, Path) and isinstance(b, Path) and a == b)
-
-
-def _sides(seed: int, models: Sequence[str], stored: Mapping[str, Side]) -> dict[str, Side]:
-    """A side for every model: the stored one, or by rank, so that validation and test have 15 % of all models each."""
-    kept = {model: stored[model] for model in models if model in stored}
-    new = sorted(set(models) - kept.keys(), key=lambda model: hashlib.sha256(f"{seed}/{model}".encode()).digest())
-    wanted = max(round(0.15 * len(models)), int(len(models) >= 3))
-    have = Counter(kept.values())
-    for side in ("validation", "test"):
-        count = max(0, wanted - have[side])
-        kept |= dict.fromkeys(new[:count], side)
-        new = new[count:]
-    return kept | dict.fromkeys(new, "train")
-
-
-def _stored_sides(folder: Path, seed: int, models: Sequence[str]) -> dict[str, Side]:
-    """The sides of a zoo's models, from its `splits.json` as far as they are there, and stored there."""
-    file = folder / "splits.json"
-    splits = read_json(file) if file.exists() else {}
-    stored = splits.get(str(seed), {}) if isinstance(splits, dict) else None
-    if not isinstance(stored, dict) or any(side not in SIDES for side in stored.values()):
-        raise ZooError(f"{file} is not a record of splits: restore it, or delete it to split anew")
-    sides = _sides(seed, models, stored)
-    if len(sides) >= len(SIDES) and not sides.keys() <= stored.keys():  # fewer models are no split yet
-        splits[str(seed)] = stored | sides
-        try:
-            write_file(file, json.dumps(splits, indent=1).encode())
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise ZooError(f"could not write {file}: {error.strerror}") from error
-    return sides
+    parts = TableParts(tuple(files), frozenset(header["layouts"]))
+    parts.check_first()
+    return Zoo(parts, header, Shards(path / "weights"), {path: parts})

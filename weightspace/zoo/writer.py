@@ -4,23 +4,27 @@
       zoo.json                     format, version, name, layouts by digest, network, dataset, recipe, created_by
       checkpoints/<part>.parquet   a row a checkpoint: model, step, layout, shard, row, config.*, metric.*
       weights/<part>.safetensors   one matrix [checkpoints, parameters] under the key "rows"
+      hashes/<part>.sha256         SHA-256 of the two files, as `sha256sum --check` reads it
       splits.json                  {"<seed>": {model: "train" | "validation" | "test"}}
 
-Every file is written beside its place, synced and renamed. Of a part the weights come first, and the rename of its
-table is the commit: weights without a table are invisible, and a rerun overwrites them. Different parts can be
-appended by several processes at once, without a lock; one part belongs to one process.
+A part is first written whole, synced, under hidden names. Then its files are renamed, the table last, and that is the
+commit: weights without a table are invisible, and a rerun overwrites them. Only the renames hold the zoo's lock, so
+several processes append at once; of two that append the same part the second is refused.
 
 Axes: n checkpoint of a part, p parameter.
 """
 
 import errno
+import fcntl
+import hashlib
 import io
 import json
 import os
 import re
+import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +41,15 @@ from weightspace.networks.layout import Layout
 FORMAT = "weightspace-zoo"
 VERSION = 1
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FOLDERS = ("weights", "hashes", "checkpoints")
 LOCATION = ("layout", "shard", "row")
 """Columns that say where a checkpoint's weights lie; the zoo makes them."""
 
 _PART = re.compile(r"[A-Za-z0-9_-]+")
 _IDENTITY = ("layouts", "network", "dataset", "recipe")
 _NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+_LOCK_SECONDS = 60.0
 
 
 def read_json(file: Path) -> Any:
@@ -142,23 +149,71 @@ def write_file(target: Path, data: bytes, *, replace: bool = True) -> None:
         FileExistsError: The file exists and `replace` is false.
         OSError: It cannot be written; nothing is left behind.
     """
+    temporary = _staged(target, data)
+    try:
+        _publish(temporary, target, replace=replace)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a zoo's lock, which ends with the process; for moments only, since others wait for it.
+
+    A file system without locks gives none; there one part must belong to one process.
+
+    Raises:
+        ZooError: Another process has not let go of the lock for a minute.
+        OSError: The zoo cannot be written.
+    """
+    file = os.open(path / "zoo.json", os.O_RDWR)  # network file systems lock only what is open for writing
+    try:
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    break
+                if not isinstance(error, BlockingIOError):
+                    raise
+                if time.monotonic() > deadline:
+                    raise ZooError(
+                        f"another process has held the lock of {path} for {_LOCK_SECONDS:.0f} seconds: "
+                        "end it, then run the command again"
+                    ) from error
+            time.sleep(0.001)
+        yield
+    finally:
+        os.close(file)
+
+
+def _staged(target: Path, data: bytes) -> Path:
+    """The data in a synced file with a hidden name beside its place."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, target)
-        else:
-            _rename_to_new(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _publish(temporary: Path, target: Path, *, replace: bool) -> None:
+    """Rename a file into its place, and sync the folder so that the new name outlives a power cut."""
+    if replace:
+        os.replace(temporary, target)
+    else:
+        _rename_to_new(temporary, target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
@@ -210,7 +265,7 @@ class ZooWriter:
             path.mkdir(parents=True, exist_ok=True)
             if fresh := not (path / "zoo.json").exists():
                 _refuse_foreign_files(path)
-            for folder in ("checkpoints", "weights"):
+            for folder in FOLDERS:
                 (path / folder).mkdir(exist_ok=True)
             if fresh:
                 write_file(path / "zoo.json", json.dumps(wanted, indent=1).encode(), replace=False)
@@ -263,36 +318,59 @@ class ZooWriter:
             raise ZooError(f"a part is named with letters, digits, '-' and '_', got {part!r}")
         if not table.height:
             raise ZooError(f"part {part!r} has no checkpoints: a part holds at least one")
-        weights_file, table_file = self.path / "weights" / f"{part}.safetensors", self._table_file(part)
+        weights_file, hash_file, table_file = part_files(self.path, part)
         buffer = io.BytesIO()
         located(rows, table, layout, weights_file.name).write_parquet(buffer)
-        matrix = safetensors.torch.save({"rows": rows.detach().cpu().contiguous()})
+        content = {
+            weights_file: safetensors.torch.save({"rows": rows.detach().cpu().contiguous()}),
+            table_file: buffer.getvalue(),
+        }
+        content[hash_file] = "".join(
+            f"{hashlib.sha256(data).hexdigest()}  {file.parent.name}/{file.name}\n" for file, data in content.items()
+        ).encode()
         committed = ZooError(f"part {part!r} of {self.path} is already committed and is never overwritten")
         if table_file.exists():
             raise committed
+        staged: list[Path] = []
         try:
-            for folder in (weights_file.parent, table_file.parent):
-                for leftover in folder.glob(f".{part}.*.tmp"):  # of a killed run
-                    leftover.unlink(missing_ok=True)
-            write_file(weights_file, matrix)
-            write_file(table_file, buffer.getvalue(), replace=False)
+            hash_file.parent.mkdir(exist_ok=True)  # a zoo of a version without hashes lacks the folder
+            for file in (weights_file, hash_file, table_file):
+                staged.append(_staged(file, content[file]))
+            with locked(self.path):
+                if table_file.exists():
+                    raise committed
+                for temporary, file in zip(staged, (weights_file, hash_file, table_file), strict=True):
+                    _publish(temporary, file, replace=file != table_file)
+                self._remove_leftovers(part)
         except FileExistsError as error:
             raise committed from error
         except OSError as error:
-            if not table_file.exists():
-                with suppress(OSError):  # the first error is the one to report
-                    weights_file.unlink(missing_ok=True)
             raise ZooError(
                 f"could not write part {part!r} of {self.path} ({error.strerror}): nothing of it was kept; "
                 "make room and run the command again"
             ) from error
+        finally:
+            for temporary in staged:
+                temporary.unlink(missing_ok=True)
 
-    def _table_file(self, part: str) -> Path:
-        return self.path / "checkpoints" / f"{part}.parquet"
+    def _remove_leftovers(self, part: str) -> None:
+        """Hidden files of a committed part: of a killed run, or of a process that will be refused."""
+        for folder in FOLDERS:
+            for leftover in (self.path / folder).glob(f".{part}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+
+
+def part_files(path: Path, part: str) -> tuple[Path, Path, Path]:
+    """The files of a part in the order in which they are published: weights, hashes, table."""
+    return (
+        path / "weights" / f"{part}.safetensors",
+        path / "hashes" / f"{part}.sha256",
+        path / "checkpoints" / f"{part}.parquet",
+    )
 
 
 def _refuse_foreign_files(path: Path) -> None:
     """Hidden files may be those of another process that makes the same zoo right now."""
-    ours = {"checkpoints", "weights", "zoo.json"}
+    ours = {*FOLDERS, "zoo.json"}
     if foreign := sorted(f.name for f in path.iterdir() if f.name not in ours and not f.name.startswith(".")):
         raise ZooError(f"{path} is no zoo and is not empty (it has {foreign[0]!r}): choose a new folder")
