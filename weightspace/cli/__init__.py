@@ -28,6 +28,10 @@ COMMANDS = {
 ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+    "import": ("weightspace.cli.zoo_files:import_", "Make a zoo of checkpoints from elsewhere."),
+    "export": ("weightspace.cli.zoo_files:export", "Write a zoo as files that other programs read."),
+    "push": ("weightspace.cli.zoo_files:push", "Upload a zoo to the Hugging Face Hub."),
+    "pull": ("weightspace.cli.zoo_files:pull", "Copy a zoo from the Hugging Face Hub."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -42,7 +46,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
-zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
+zoo_app = App(name="zoo", help="Train, import, export and share zoos of networks, or look into one.", sort_key=0.5)
 app.command(zoo_app)
 for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS)):
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):

@@ -7,15 +7,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightspace.zoo.export import export_zoo
+    from weightspace.zoo.hub import pull_zoo, push_zoo
+    from weightspace.zoo.importers import ImportReport, import_zoo
     from weightspace.zoo.store import Zoo, open
     from weightspace.zoo.writer import ZooWriter
 
-__all__ = ["Zoo", "ZooWriter", "open"]
+__all__ = ["ImportReport", "Zoo", "ZooWriter", "export_zoo", "import_zoo", "open", "pull_zoo", "push_zoo"]
 
 _HOMES = {
+    "ImportReport": "weightspace.zoo.importers",
     "Zoo": "weightspace.zoo.store",
     "ZooWriter": "weightspace.zoo.writer",
+    "export_zoo": "weightspace.zoo.export",
+    "import_zoo": "weightspace.zoo.importers",
     "open": "weightspace.zoo.store",
+    "pull_zoo": "weightspace.zoo.hub",
+    "push_zoo": "weightspace.zoo.hub",
 }
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import numbers
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,8 @@ def plain(value: Any) -> Plain:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
-        return int(value) if -(2**63) <= value < 2**63 else str(value)
+        whole = int(value)
+        return whole if -(2**63) <= whole < 2**63 else str(whole)
     if isinstance(value, numbers.Real):
         return float(value)
     if hasattr(value, "item") and getattr(value, "size", 0) == 1:
@@ -149,7 +151,8 @@ def label_columns(table: pl.DataFrame) -> pl.DataFrame:
             names[name] = "config." + _CONFIGURATION.get(name, name)
         else:
             names[name] = "metric." + metric_name(name)
-    return table.rename(names)
+    twice = {new for new, count in Counter(names.values()).items() if count > 1}
+    return table.rename({name: new if new not in twice else f"{new[:7]}{name}" for name, new in names.items()})
 
 
 def step_in(path: Path) -> tuple[str, int | None]:
@@ -201,7 +204,7 @@ def finite(value: Any) -> bool:
     >>> finite(1), finite(float("nan")), finite("1"), finite(True)
     (True, False, False, False)
     """
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 
 def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -212,7 +215,9 @@ def _flat(values: Mapping[Any, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-_STEP = re.compile(r"(?:(?<=^)|(?<=[-_.]))(epochs?|ep|steps?|global_step|iter(?:ation)?|checkpoint|ckpt)[-_=]?(\d+)", re.I)
+_STEP = re.compile(
+    r"(?:(?<=^)|(?<=[-_.]))(epochs?|ep|steps?|global_step|iter(?:ation)?|checkpoint|ckpt)[-_=]?(\d+)", re.I
+)
 _CONFIGURATION = {
     "model::nlin": "activation",
     "model::init_type": "init",

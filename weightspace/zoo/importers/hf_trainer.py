@@ -1,4 +1,4 @@
-"""Output folders of the Hugging Face Trainer: `checkpoint-<step>/` with weights, `trainer_state.json`, `config.json`."""
+"""Output folders of the Hugging Face Trainer: `checkpoint-<step>/` with weights and `trainer_state.json`."""
 
 from functools import cache
 from pathlib import Path
@@ -27,8 +27,7 @@ def read(source: Path) -> Found:
     @cache
     def known(folder: Path) -> tuple[int | None, dict[str, Plain]]:
         state = read_json_file(folder / "trainer_state.json")
-        step = state.get("global_step") if isinstance(state, dict) else None
-        if not finite(step):
+        if not isinstance(state, dict) or not finite(step := state.get("global_step")):
             return None, {}
         values: dict[str, object] = {}
         for entry in state.get("log_history", ()):
@@ -36,7 +35,7 @@ def read(source: Path) -> Found:
                 values |= {("train_loss" if k == "loss" else k): v for k, v in entry.items() if k not in _BOOKKEEPING}
         rates = {key: values.pop(key) for key in ("learning_rate", "grad_norm") if key in values}
         logged = metrics(values | {f"logged_{key}": value for key, value in rates.items()})
-        return int(step), _arguments(folder / "training_args.bin") | logged
+        return int(str(step)), _arguments(folder / "training_args.bin") | logged
 
     def describe(file: Path, content: FileContent) -> Description:
         if not (file.parent / "trainer_state.json").is_file():

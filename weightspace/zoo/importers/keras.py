@@ -38,7 +38,7 @@ def read_keras(file: Path) -> FileContent:
         else:
             source = file
         with h5py.File(source, "r") as content:
-            root = content["model_weights"] if "model_weights" in content else content
+            root = content.get("model_weights", content)
             state = _by_attributes(root) if "layer_names" in root.attrs else _by_path(root, order)
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise Unreadable(f"not a readable Keras file: {error}") from error
@@ -79,7 +79,7 @@ def _by_path(root: Any, order: list[str]) -> dict[str, Tensor]:
             found.setdefault(layer, {})[int(match[2])] = _tensor(item)
 
     root.visititems(visit)
-    state = {}
+    state: dict[str, Tensor] = {}
     for layer in sorted(found, key=lambda name: (_place(name, order), _natural(name))):
         values = [found[layer][number] for number in sorted(found[layer])]
         keys = ["kernel", "bias"] if values[0].ndim > 1 else ["gamma", "beta", "moving_mean", "moving_variance"]

@@ -61,7 +61,9 @@ class Labels:
         taken = 0
         for file in sorted((folder / "checkpoints").glob("*.parquet")):
             part = pl.read_parquet(file).join(keys, on=["model", "step"], how="left", maintain_order="left")
-            part = part.drop([name for name in told.columns if name in part.columns and name not in ("model", "step")])
+            part = part.drop(
+                [name for name in told.columns if name in part.columns and name not in ("model", "step", "line")]
+            )
             joined = part.join(told, on="line", how="left", suffix=" told", maintain_order="left").drop("line")
             for name in ("model", "step"):
                 if f"{name} told" in joined.columns:
@@ -80,7 +82,7 @@ class Labels:
 
     def _joining(self, names: Mapping[str, list[Key]]) -> tuple[str, dict[Key, int]]:
         """The column that names most checkpoints, and the line of each checkpoint."""
-        best, lines = "", {}
+        best, lines = "", dict[Key, int]()
         for column in self.table.columns:
             found: dict[Key, int] = {}
             for line, value in enumerate(self.table[column].cast(pl.String, strict=False)):

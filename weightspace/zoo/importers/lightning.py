@@ -6,8 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from weightspace.zoo.importers.found import Found, Plain, configuration, finite, metrics, read_csv_file
-from weightspace.zoo.importers.weight_files import Description, read_folder
 from weightspace.zoo.importers.states import FileContent
+from weightspace.zoo.importers.weight_files import Description, read_folder
 
 
 def detect(source: Path) -> bool:

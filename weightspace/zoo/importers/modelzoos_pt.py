@@ -75,7 +75,8 @@ def _indexed_layout(file: Path) -> tuple[Layout, tuple[str, ...]]:
     """The layout that an index describes, from the sizes of its layers."""
     try:
         index = read_json_file(file)
-        shapes, starts, counts = {}, [0], {"conv": 0, "fc": 0}
+        shapes: dict[str, tuple[int, ...]] = {}
+        starts, counts = [0], {"conv": 0, "fc": 0}
         columns = [index[key] for key in ("layer", "idx_length", "kernel_no", "kernel_size", "channels_in")]
         for (_, kind), length, outputs, area, inputs in zip(*columns, strict=True):
             name = "conv" if kind.startswith("conv") else "fc"

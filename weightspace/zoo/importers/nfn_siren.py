@@ -30,7 +30,9 @@ def read(source: Path) -> Found:
 
 
 def _networks(source: Path) -> Iterator[Path]:
-    return (file for file in source.rglob("net*.pth") if _FILE.fullmatch(file.name) and _FOLDER.fullmatch(file.parent.name))
+    return (
+        file for file in source.rglob("net*.pth") if _FILE.fullmatch(file.name) and _FOLDER.fullmatch(file.parent.name)
+    )
 
 
 def _image(file: Path) -> int:
@@ -40,11 +42,13 @@ def _image(file: Path) -> int:
 
 def _items(source: Path, files: list[Path], others: list[Path]) -> Iterator[Item]:
     for file in others:
-        yield Skipped(source=file.relative_to(source).as_posix(), reason="not called net<index>.pth in <prefix>_<label>s")
+        yield Skipped(
+            source=file.relative_to(source).as_posix(), reason="not called net<index>.pth in <prefix>_<label>s"
+        )
     for file in files:
         where = file.relative_to(source)
         index = _image(file)
-        prefix, label = (_FOLDER.fullmatch(file.parent.name) or ["", "", ""])[1:3]
+        prefix, label = file.parent.name[: -len("_0s")], file.parent.name[-2]
         split = "train" if index < _TRAIN else "validation" if index < _VALIDATION else "test"
         try:
             content = read_file(file)

@@ -128,7 +128,9 @@ def _checkpoint_folders(trial: Path, results: Mapping[int, dict]) -> dict[int, t
 
     Newer Ray numbers folders by itself and says in a line which one it wrote.
     """
-    named = {entry["checkpoint_dir_name"]: epoch for epoch, entry in results.items() if entry.get("checkpoint_dir_name")}
+    named = {
+        entry["checkpoint_dir_name"]: epoch for epoch, entry in results.items() if entry.get("checkpoint_dir_name")
+    }
     found: dict[int, list[Path]] = {}
     for folder in sorted(trial.iterdir(), key=lambda path: (len(path.name), path.name)):
         match = re.fullmatch(r"checkpoint_(\d+)", folder.name)
@@ -172,7 +174,8 @@ def counted_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool
     between them leave no trace. Other states are returned as they are.
 
     >>> import torch
-    >>> list(counted_layers({"module_list.4.weight": torch.zeros(1, 1, 2, 2), "module_list.11.weight": torch.zeros(2, 1)})[0])
+    >>> state = {"module_list.4.weight": torch.zeros(1, 1, 2, 2), "module_list.11.weight": torch.zeros(2, 1)}
+    >>> list(counted_layers(state)[0])
     ['conv1.weight', 'fc1.weight']
     """
     matches = {name: _MODULE_LIST.fullmatch(name) for name in state}

@@ -48,7 +48,7 @@ class RecordType(type):
                 f"it would execute code: unpickling calls {module}.{name}; nothing of it was run. If you trust its "
                 "origin, load it yourself and save the state dict with safetensors"
             )
-        return cls.__new__(cls, *arguments)
+        return _new_record(cls, *arguments)
 
 
 class Record(metaclass=RecordType):
@@ -65,9 +65,7 @@ class Record(metaclass=RecordType):
 
     def __new__(cls, *arguments: Any, **named: Any) -> "Record":
         """Without a constructor of the class."""
-        record = object.__new__(cls)
-        record.arguments, record.state, record.items, record.entries = arguments, {}, [], dict(named)
-        return record
+        return _new_record(cls, *arguments, **named)
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -91,6 +89,12 @@ class Record(metaclass=RecordType):
         return {**self.entries, **(state if isinstance(state, dict) else {})}
 
 
+def _new_record(kind: Any, *arguments: Any, **named: Any) -> Record:
+    record = object.__new__(kind)
+    record.arguments, record.state, record.items, record.entries = arguments, {}, [], dict(named)
+    return record
+
+
 class Unsupported:
     """A tensor of a kind that zoos do not hold: quantised, sparse, without data."""
 
@@ -105,6 +109,7 @@ class _Builder:
     """A function of this module under the name of the one that a file asks for; it cannot be changed by the file."""
 
     __slots__ = ("_build",)
+    _build: Callable
 
     def __init__(self, build: Callable):
         object.__setattr__(self, "_build", build)
@@ -145,7 +150,7 @@ class _DType:
         self.name, self.order = str(name), "="
 
     def __setstate__(self, state: tuple) -> None:
-        self.order = state[1] if state[1] in ("<", ">") else "="
+        self.order = state[1]
 
     @property
     def numpy(self) -> np.dtype:
@@ -153,7 +158,7 @@ class _DType:
         dtype = np.dtype(self.name)
         if dtype.hasobject or dtype.names:
             raise Unreadable(f"it holds a numpy array of {self.name}")
-        return dtype.newbyteorder(self.order)
+        return dtype.newbyteorder(">") if self.order == ">" else dtype
 
 
 def load(source: Path | bytes) -> Any:
@@ -311,7 +316,9 @@ def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: An
     return _tensor(storage, storage.dtype if isinstance(storage, _Storage) else None, offset, size, stride)
 
 
-def _rebuild_tensor_v3(storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any):  # noqa: ANN202
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Any:
     return _tensor(storage, dtype, offset, size, stride)
 
 
@@ -345,6 +352,10 @@ def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
 
 def _scalar(dtype: Any, data: Any = None) -> Any:
     return _array(data, dtype, ()).item()
+
+
+def _reconstructed(kind: Any, *_: Any) -> Record | None:
+    return _new_record(kind) if isinstance(kind, RecordType) else None
 
 
 def _container(kind: Callable) -> _Builder:
@@ -414,8 +425,8 @@ _BUILDERS = {
     "collections.Counter": _container(dict),
     "collections.defaultdict": _Builder(lambda *_: {}),
     "collections.deque": _container(lambda items: list(items)),
-    "copyreg._reconstructor": _Builder(lambda kind, *_: kind.__new__(kind) if isinstance(kind, RecordType) else None),
-    "copy_reg._reconstructor": _Builder(lambda kind, *_: kind.__new__(kind) if isinstance(kind, RecordType) else None),
+    "copyreg._reconstructor": _Builder(_reconstructed),
+    "copy_reg._reconstructor": _Builder(_reconstructed),
     "_codecs.encode": _Builder(_encode),
     "torch.Size": _Builder(lambda size=(): tuple(size)),
     "torch.device": _Builder(lambda *parts: ":".join(map(str, parts))),

@@ -32,7 +32,9 @@ BLOCK_VALUES = 2**22
 
 def detect(source: Path) -> bool:
     """Whether the three files are there."""
-    return source.is_dir() and all((source / name).is_file() for name in ("weights.npy", "metrics.csv.gz", "layout.csv"))
+    return source.is_dir() and all(
+        (source / name).is_file() for name in ("weights.npy", "metrics.csv.gz", "layout.csv")
+    )
 
 
 def read(source: Path) -> Found:
@@ -49,8 +51,8 @@ def read(source: Path) -> Found:
     table = _table(read_csv_file(source / "metrics.csv.gz"), source)
     if matrix.ndim != 2 or matrix.shape != (table.height, layout.parameters) or matrix.dtype.kind != "f":
         raise ZooError(
-            f"{source / 'weights.npy'} holds {matrix.dtype} {matrix.shape}, but metrics.csv.gz has {table.height} lines "
-            f"and layout.csv {layout.parameters} parameters: these files do not belong together"
+            f"{source / 'weights.npy'} holds {matrix.dtype} {matrix.shape}, but metrics.csv.gz has {table.height} "
+            f"lines and layout.csv {layout.parameters} parameters: these files do not belong together"
         )
     return Found(items=_blocks(matrix, places, layout, table))
 
@@ -63,12 +65,16 @@ def torch_order(table: pl.DataFrame, file: Path) -> tuple[Int64[Tensor, " p"], L
     Raises:
         ZooError: The table is no such layout.
     """
-    layers: dict[str, dict[str, Int64[Tensor, ...]]] = {}
+    layers: dict[str, dict[str, Tensor]] = {}
     end = 0
     try:
         for name, start, stop, shape in table.select("varname", "start_idx", "end_idx", "shape").iter_rows():
             layer, _, key = re.sub(r":\d+$", "", str(name)).rpartition("/")
-            sizes = tuple(ast.literal_eval(str(shape))) if "," in str(shape) else tuple(map(int, re.findall(r"\d+", str(shape))))
+            sizes = (
+                tuple(ast.literal_eval(str(shape)))
+                if "," in str(shape)
+                else tuple(map(int, re.findall(r"\d+", str(shape))))
+            )
             if key not in ("kernel", "bias") or start != end:
                 raise ValueError(f"{name} is not a kernel or bias that begins where the one before it ends, at {end}")
             layers.setdefault(layer, {})[key] = torch.arange(start, stop).reshape(sizes)
@@ -78,12 +84,12 @@ def torch_order(table: pl.DataFrame, file: Path) -> tuple[Int64[Tensor, " p"], L
     except (ValueError, TypeError, SyntaxError, RuntimeError, pl.exceptions.PolarsError) as error:
         raise ZooError(f"{file} is not a layout of the Small CNN Zoo: {error}") from error
     parts, counts = {}, {"conv": 0, "fc": 0}
-    for layer in layers.values():
-        kind = "conv" if layer["kernel"].ndim > 2 else "fc"
+    for tensors in layers.values():
+        kind = "conv" if tensors["kernel"].ndim > 2 else "fc"
         counts[kind] += 1
-        parts[f"{kind}{counts[kind]}.weight"] = kernel_in_torch_order(layer["kernel"])
-        if "bias" in layer:
-            parts[f"{kind}{counts[kind]}.bias"] = layer["bias"]
+        parts[f"{kind}{counts[kind]}.weight"] = kernel_in_torch_order(tensors["kernel"])
+        if "bias" in tensors:
+            parts[f"{kind}{counts[kind]}.bias"] = tensors["bias"]
     layout = layout_from_shapes({name: tuple(places.shape) for name, places in parts.items()})
     return torch.cat([places.reshape(-1) for places in parts.values()]), layout
 

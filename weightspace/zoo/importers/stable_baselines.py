@@ -18,18 +18,9 @@ from weightspace.zoo.importers.states import FileContent, state_in
 _SETTINGS = (
     "learning_rate", "gamma", "gae_lambda", "n_steps", "batch_size", "n_epochs", "ent_coef", "vf_coef", "tau",
     "max_grad_norm", "buffer_size", "learning_starts", "gradient_steps", "target_update_interval",
-    "exploration_fraction", "exploration_final_eps", "n_envs", "seed", "use_sde", "normalize_advantage", "top_quantiles_to_drop_per_net",
+    "exploration_fraction", "exploration_final_eps", "n_envs", "seed", "use_sde", "normalize_advantage",
 )  # fmt: skip
 _TARGETS = re.compile(r"(actor_target|critic_target|q_net_target|quantile_net_target)\.")
-
-
-def is_agent(file: Path) -> bool:
-    """Whether a zip archive is an agent."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return {"data", "policy.pth"} <= set(archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
 
 
 def read_agent(file: Path) -> FileContent:
@@ -47,7 +38,9 @@ def read_agent(file: Path) -> FileContent:
                 raise Unreadable("a zip archive, but no agent of Stable-Baselines3 (data and policy.pth)")
             data = json.loads(archive.read("data"))
             policy = load(archive.read("policy.pth"))
-            version = archive.read("_stable_baselines3_version").decode() if "_stable_baselines3_version" in names else None
+            version = (
+                archive.read("_stable_baselines3_version").decode() if "_stable_baselines3_version" in names else None
+            )
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError) as error:
         raise Unreadable(f"a truncated or damaged agent: {error}") from error
     state = state_in(policy)

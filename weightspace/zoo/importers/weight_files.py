@@ -7,7 +7,7 @@ checkpoint (metrics, hyper-parameters) is added by the importers of those format
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,7 +68,9 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
             weights.append(file)
         elif file not in shards:
             left_alone[file.suffix or file.name] += 1
-    notes = [f"files that are no weights left alone: {', '.join(f'{n} {kind}' for kind, n in left_alone.most_common())}"]
+    notes = [
+        f"files that are no weights left alone: {', '.join(f'{n} {kind}' for kind, n in left_alone.most_common())}"
+    ]
     common = _common(weights, root)
     return Found(
         items=(_checkpoint(file, root, common, describe) for file in weights), notes=tuple(notes if left_alone else [])
@@ -170,7 +172,9 @@ def _numbered_layers(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tu
         named[f"{number}.{key}"] = state[name]
     matrices = {n: x for n, x in named.items() if n.endswith("weight") and x.ndim == 2}
     biases = {n: named.get(n.replace("weight", "bias")) for n in matrices}
-    rows, columns = (sum(b is not None and len(b) == matrices[n].shape[side] for n, b in biases.items()) for side in (0, 1))
+    rows, columns = (
+        sum(b is not None and len(b) == matrices[n].shape[side] for n, b in biases.items()) for side in (0, 1)
+    )
     if columns <= rows:
         return named, ()
     return {n: x.T if n in matrices else x for n, x in named.items()}, (
