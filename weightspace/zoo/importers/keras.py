@@ -15,7 +15,7 @@ from torch import Tensor
 from weightspace.errors import MissingExtra
 from weightspace.zoo.importers.found import Unreadable
 from weightspace.zoo.importers.states import FileContent
-from weightspace.zoo.importers.torch_order import in_torch_order
+from weightspace.zoo.importers.torch_order import forward_order, in_torch_order
 
 
 def read_keras(file: Path) -> FileContent:
@@ -39,12 +39,15 @@ def read_keras(file: Path) -> FileContent:
             source = file
         with h5py.File(source, "r") as content:
             root = content.get("model_weights", content)
-            state = _by_attributes(root) if "layer_names" in root.attrs else _by_path(root, order)
+            attributed = "layer_names" in root.attrs
+            state = _by_attributes(root) if attributed else _by_path(root, order)
     except (OSError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise Unreadable(f"not a readable Keras file: {error}") from error
     if not state:
         raise Unreadable("the Keras file holds no weights")
     turned, notes = in_torch_order(state)
+    if not order and not attributed:  # groups of HDF5 are sorted by name
+        turned = {name: turned[name] for name in forward_order({n: tuple(x.shape) for n, x in turned.items()})}
     return FileContent(state=turned, notes=notes)
 
 
@@ -54,7 +57,7 @@ def _layer_order(config: Mapping[str, Any]) -> list[str]:
 
 
 def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=.)(?=[A-Z][a-z])|(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
 def _by_attributes(root: Any) -> dict[str, Tensor]:

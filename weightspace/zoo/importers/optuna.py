@@ -81,7 +81,7 @@ def _trials(file: Path) -> dict[int, dict[str, Plain]]:
         raise ZooError(f"{file} is not a readable Optuna study: {error}") from error
     if len(studies) > 1:
         raise ZooError(f"{file} holds {len(studies)} studies, whose trials have the same numbers: export one of them")
-    trials: dict[int, dict[str, Plain]] = {key: {"config.trial_state": state} for key, state in states.items()}
+    trials: dict[int, dict[str, Plain]] = {key: {"metric.trial_state": state} for key, state in states.items()}
     for key, name, value, distribution in parameters:
         trials[key] |= configuration({name: _value(value, json.loads(distribution))})
     objectives = len({objective for _, objective, _, _ in values})

@@ -439,6 +439,7 @@ _BUILDERS = {
     "torch._utils._rebuild_sparse_tensor": _unsupported("sparse"),
     "torch._utils._rebuild_meta_tensor_no_storage": _unsupported("without data"),
     "torch._utils._rebuild_wrapper_subclass": _unsupported("of a special kind"),
+    **{f"torch.jit._pickle.build_{kind}list": _container(list) for kind in ("int", "double", "bool", "tensor")},
     "torch.serialization._get_layout": _Builder(lambda name: name),
     "numpy.ndarray": _Builder(lambda *_: None),
     "numpy.dtype": _Builder(_DType),

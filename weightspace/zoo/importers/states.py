@@ -30,8 +30,8 @@ class FileContent:
 def state_in(content: Any) -> dict[str, Tensor]:
     """The state dict in the content of a file.
 
-    The content itself if it is one; else the entry that customarily is (`state_dict`, `model`, …); else all entries
-    that are, under their names. States of optimisers, schedulers and scalers are none.
+    The entry that customarily is one (`state_dict`, `model`, …); else the content itself; else all entries that are,
+    under their names. States of optimisers, schedulers and scalers are none.
 
     Raises:
         Unreadable: There is no named tensor.
@@ -42,13 +42,14 @@ def state_in(content: Any) -> dict[str, Tensor]:
     content = _mapping(content)
     if content is None:
         raise Unreadable("it holds no named tensors")
-    if named := _tensors(content):
-        return _plain_names(named)
-    found = {key: _mapping(value) for key, value in content.items() if not _NO_NETWORK.search(str(key))}
-    states = {str(key): named for key, value in found.items() if value is not None and (named := _tensors(value))}
+    found = {str(key): _mapping(value) for key, value in content.items() if not _NO_NETWORK.search(str(key))}
+    states = {key: named for key, value in found.items() if value is not None and (named := _tensors(value))}
     for key in _CUSTOMARY:
         if key in states:
             return _plain_names(states[key])
+    named = _tensors(content)
+    if any(isinstance(value, Unsupported) or value.ndim for value in named.values()):
+        return _plain_names(named)
     if len(states) == 1:
         return _plain_names(next(iter(states.values())))
     if states:
@@ -70,7 +71,7 @@ def _mapping(value: Any) -> Mapping | None:
         attributes = value.attributes
         if "_parameters" in attributes and "_modules" in attributes:
             return dict(_module_tensors(value, ""))
-        return attributes
+        return dict(_script_tensors(value, "")) if value.origin.startswith("__torch__") else attributes
     return value if isinstance(value, Mapping) else None
 
 
@@ -85,6 +86,15 @@ def _module_tensors(module: Record, prefix: str) -> Iterator[tuple[str, Any]]:
     for name, child in (attributes.get("_modules") or {}).items():
         if isinstance(child, Record):
             yield from _module_tensors(child, f"{prefix}{name}.")
+
+
+def _script_tensors(module: Record, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Tensors of a TorchScript module, whose children are plain attributes."""
+    for name, value in module.attributes.items():
+        if isinstance(value, Tensor | Unsupported):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Record):
+            yield from _script_tensors(value, f"{prefix}{name}.")
 
 
 def _tensors(values: Mapping) -> dict[str, Any]:

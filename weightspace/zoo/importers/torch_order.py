@@ -43,21 +43,28 @@ def in_torch_order(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tupl
     keys = {name.rpartition(".")[2] for name in names.values()}
     if keys.isdisjoint({"kernel", "depthwise_kernel", "gamma", "embeddings"}):
         return dict(state), ()
-    turned, flat, last_conv = {}, [], None
+    biases = {name.rpartition(".")[0]: len(state[old]) for old, name in names.items() if name.endswith(".bias")}
+    turned, flat, channels = {}, [], None
     for old, value in state.items():
         layer, _, key = names[old].rpartition(".")
         if key in ("kernel", "depthwise_kernel") and value.ndim >= 2:
-            if value.ndim > 2:
-                last_conv = value.shape[-1]
-            elif last_conv is not None and value.shape[0] != last_conv:
+            value, key = kernel_in_torch_order(value, depthwise=_is_depthwise(layer, key, value, biases)), "weight"
+            if value.ndim == 2 and channels is not None and value.shape[1] != channels:
                 flat.append(layer)
-            value, key = kernel_in_torch_order(value, depthwise=key == "depthwise_kernel"), "weight"
+            channels = value.shape[0] if value.ndim > 2 else None
         turned[f"{layer}.{_NAMES.get(key, key)}".lstrip(".")] = value
-        last_conv = last_conv if value.ndim != 2 else None
     notes = ["kernels turned from inputs first to PyTorch's order"]
     if flat:
         notes.append("a dense layer after flattened images keeps the channels-last order of its inputs")
     return turned, tuple(notes)
+
+
+def _is_depthwise(layer: str, key: str, kernel: Tensor, biases: Mapping[str, int]) -> bool:
+    """By its name, or because the bias counts all filters of all inputs together."""
+    if key == "depthwise_kernel" or kernel.ndim < 3 or "transpose" in layer:
+        return key == "depthwise_kernel"
+    inputs, filters = kernel.shape[-2:]
+    return "depthwise" in layer or (biases.get(layer) == inputs * filters != filters)
 
 
 def forward_order(shapes: Mapping[str, Sequence[int]]) -> list[str]:

@@ -237,7 +237,8 @@ def _checkpoint(file: Path, root: Path, common: Path, describe: Describe | None)
         said = describe(file, content) if describe else Description()
     except (Unreadable, MissingExtra) as error:
         return Skipped(source=source, reason=str(error))
-    model, step = step_in(_without_suffix(file.relative_to(common)))
+    name = _without_suffix(file.relative_to(common))
+    model, step = step_in(name) if name.parts else ("", None)
     step = step if step is not None else content.step
     return Checkpoint(
         source=source,
@@ -253,7 +254,7 @@ def _without_suffix(path: Path) -> Path:
     """Also without the name that every checkpoint of a library has, if the folder names the network."""
     name = path.name.removesuffix(".index.json")
     stem = re.sub(r"(\.weights)?(\.pth)?\.\w+$", "", name)
-    if stem.lower() in _USUAL and path.parent.parts:
+    if stem.lower() in _USUAL:
         return path.parent
     return path.with_name(stem)
 
@@ -275,5 +276,5 @@ _REFUSED = {
     ".msgpack": "Flax files of msgpack are not read; save the parameters as safetensors or .npz",
 }
 _INDEX = re.compile(r"\.(safetensors|bin)\.index\.json$")
-_NO_NETWORK = re.compile(r"(optimi[sz]er|optim|scheduler|scaler|rng_state(_\d+)?|training_args|trainer_state)$")
+_NO_NETWORK = re.compile(r"(optimi[sz]er|optim|scheduler|scaler|rng_state(_\d+)?|training_args|trainer_state|evaluations)$")
 _USUAL = {"model", "pytorch_model", "checkpoint", "checkpoints", "weights", "state_dict", "best_model", "adapter_model"}
