@@ -14,6 +14,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names that the older protocols give to modules
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,7 +27,7 @@ from torch import Tensor
 from weightspace.zoo.importers.found import Unreadable
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LEGACY_START = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+"""What files of torch.save before PyTorch 1.6 begin with, as a pickle."""
 
 
 class UnsafeFile(Unreadable):
@@ -42,8 +43,8 @@ class RecordType(type):
         """An inert record where a class of another package would be called, and a refusal for everything else."""
         module, _, name = cls.origin.rpartition(".")
         package = cls.origin.partition(".")[0]
-        standard = package in sys.stdlib_module_names or package == "__builtin__"
-        if (standard and cls.origin not in _HARMLESS) or not name[:1].isupper():
+        foreign_class = package not in sys.stdlib_module_names and name[:1].isupper()
+        if cls.origin not in _HARMLESS and not foreign_class:
             raise UnsafeFile(
                 f"it would execute code: unpickling calls {module}.{name}; nothing of it was run. If you trust its "
                 "origin, load it yourself and save the state dict with safetensors"
@@ -179,10 +180,10 @@ def load(source: Path | bytes) -> Any:
         start = source[:20] if isinstance(source, bytes) else _head(source)
         if start.startswith(b"PK"):
             return _load_zip(source)
-        if start.startswith(_LEGACY_START):
-            return _load_legacy(source)
         if start.startswith(b"\x80"):
-            return _finished(_Unpickler(_opened(source), _no_storage).load())
+            stream = _opened(source)
+            content = _Unpickler(stream, _no_storage).load()
+            return _load_legacy(stream) if content == LEGACY_MAGIC else _finished(content)
     except (UnsafeFile, Unreadable):
         raise
     except (OSError, zipfile.BadZipFile, struct.error) as error:
@@ -242,8 +243,8 @@ def _load_zip(source: Path | bytes) -> Any:
         return _finished(_Unpickler(io.BytesIO(archive.read(pickles[0])), storage).load())
 
 
-def _load_legacy(source: Path | bytes) -> Any:
-    stream = _opened(source)
+def _load_legacy(stream: io.BytesIO) -> Any:
+    """The pickles after the magic number, then the values of the storages."""
     storages: dict[str, Tensor] = {}
     widths: dict[str, int] = {}
 
@@ -252,7 +253,7 @@ def _load_legacy(source: Path | bytes) -> Any:
             raise Unreadable(f"truncated: storage {key} of {size} bytes is larger than the file")
         return storages.setdefault(key, torch.zeros(size, dtype=torch.uint8))
 
-    for _ in range(3):  # magic number, protocol, machine
+    for _ in range(2):  # protocol, machine
         _Unpickler(stream, _no_storage).load()
     reader = _Unpickler(stream, storage, widths)
     content = reader.load()
@@ -261,7 +262,7 @@ def _load_legacy(source: Path | bytes) -> Any:
         data = stream.read(count * widths[key])
         if key not in storages or len(data) != len(storages[key]):
             raise Unreadable(f"truncated: storage {key} has {len(data)} of {len(storages.get(key, ()))} bytes")
-        storages[key].copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        storages[key].copy_(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)))
     return _finished(content)
 
 
@@ -281,6 +282,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Never the named object itself, and nothing is imported."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         origin = f"{module}.{name}"
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
@@ -426,7 +428,6 @@ _BUILDERS = {
     "collections.defaultdict": _Builder(lambda *_: {}),
     "collections.deque": _container(lambda items: list(items)),
     "copyreg._reconstructor": _Builder(_reconstructed),
-    "copy_reg._reconstructor": _Builder(_reconstructed),
     "_codecs.encode": _Builder(_encode),
     "torch.Size": _Builder(lambda size=(): tuple(size)),
     "torch.device": _Builder(lambda *parts: ":".join(map(str, parts))),
@@ -453,11 +454,9 @@ _BUILDERS = {
        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath")},
     **{f"pathlib.{name}": _Builder(lambda *parts: PureWindowsPath(*map(str, parts)))
        for name in ("WindowsPath", "PureWindowsPath")},
-    **{f"{module}.{kind.__name__}": _container(kind)
-       for module in ("builtins", "__builtin__") for kind in (set, frozenset, list, tuple, dict)},
-    **{f"{module}.{kind.__name__}": _Builder(kind)
-       for module in ("builtins", "__builtin__") for kind in (int, float, bool, str, complex, slice, range)},
-    **{f"{module}.{kind.__name__}": _Builder(lambda text="", *encoding, kind=kind: kind(_encode(text, *encoding)))
-       for module in ("builtins", "__builtin__") for kind in (bytes, bytearray)},
+    **{f"builtins.{kind.__name__}": _container(kind) for kind in (set, frozenset, list, tuple, dict)},
+    **{f"builtins.{kind.__name__}": _Builder(kind) for kind in (int, float, bool, str, complex, slice, range)},
+    **{f"builtins.{kind.__name__}": _Builder(lambda text="", *encoding, kind=kind: kind(_encode(text, *encoding)))
+       for kind in (bytes, bytearray)},
 }  # fmt: skip
 """Everything that a file may have called: functions of this module, under the names that files use."""

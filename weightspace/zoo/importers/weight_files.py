@@ -276,5 +276,7 @@ _REFUSED = {
     ".msgpack": "Flax files of msgpack are not read; save the parameters as safetensors or .npz",
 }
 _INDEX = re.compile(r"\.(safetensors|bin)\.index\.json$")
-_NO_NETWORK = re.compile(r"(optimi[sz]er|optim|scheduler|scaler|rng_state(_\d+)?|training_args|trainer_state|evaluations)$")
+_NO_NETWORK = re.compile(
+    r"(optimi[sz]er|optim|scheduler|scaler|rng_state(_\d+)?|training_args|trainer_state|evaluations)$"
+)
 _USUAL = {"model", "pytorch_model", "checkpoint", "checkpoints", "weights", "state_dict", "best_model", "adapter_model"}

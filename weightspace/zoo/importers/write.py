@@ -237,7 +237,6 @@ def _nothing(source: str, format: str, skipped: list[Skipped]) -> str:
     if not skipped:
         return f"{source} has no checkpoints that the format {format!r} knows"
     (reason, count), *others = Counter(item.reason for item in skipped).most_common()
+    first = next(item.source for item in skipped if item.reason == reason)
     more = f" (and {sum(n for _, n in others)} for other reasons)" if others else ""
-    return (
-        f"nothing of {source} could be imported as {format!r}: {count} skipped, as {skipped[0].source}: {reason}{more}"
-    )
+    return f"nothing of {source} could be imported as {format!r}: {count} skipped, as {first}: {reason}{more}"
