@@ -260,7 +260,7 @@ def test_other_files_are_named():
         archive.writestr("readme", "x")
     with pytest.raises(Unreadable, match=r"zip archive, but not one of torch\.save"):
         load(zipped.getvalue())
-    with pytest.raises(Unreadable, match="neither a file of torch.save nor a pickle"):
+    with pytest.raises(Unreadable, match=r"neither a file of torch\.save nor a pickle"):
         load(b"GGUF and more")
     with pytest.raises(Unreadable, match="Python objects"):
         load(pickle.dumps(np.array([object], dtype=object)))

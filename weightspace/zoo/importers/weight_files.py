@@ -58,7 +58,7 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
         describe: What is known of a file besides; of its path and content nothing more by default.
     """
     left_alone: Counter[str] = Counter()
-    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if file.is_file())
+    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if not file.is_dir())
     root = source.parent if source.is_file() else source
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
     shards = {root / name for file in files if file.name.endswith(".index.json") for name in _shards(file, root)}
@@ -127,8 +127,8 @@ def _read_safetensors(file: Path) -> FileContent:
             order = (content.metadata() or {}).get(ORDER)
     except (SafetensorError, OSError) as error:
         raise Unreadable(f"truncated or damaged: {error}") from error
-    state, notes = in_torch_order(_ordered(state, order))
-    return FileContent(state=state, notes=notes)
+    turned, notes = in_torch_order(state)
+    return FileContent(state=_ordered(turned, order), notes=notes)
 
 
 def _ordered(state: Mapping[str, Tensor], order: str | None) -> dict[str, Tensor]:
