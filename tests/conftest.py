@@ -20,6 +20,16 @@ def image_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def populations() -> Path:
+    """Folder with networks that others trained; tests that need it are skipped where there is none."""
+    beside = Path(__file__).parents[2] / "shared/data/zoos"
+    folder = Path(os.environ.get("WEIGHTSPACE_POPULATIONS") or beside)
+    if not folder.is_dir():
+        pytest.skip("no populations: set WEIGHTSPACE_POPULATIONS to a folder with acasxu/ and rl_agents_sb3/")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def torch_defaults() -> Iterator[None]:
     """A test leaves torch's global settings as it found them."""

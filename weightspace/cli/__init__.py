@@ -29,6 +29,10 @@ ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
     "check": ("weightspace.cli.zoo:check", "Compare a zoo's files with what was committed."),
+    "import": ("weightspace.cli.zoo_files:import_", "Make a zoo of checkpoints from elsewhere."),
+    "export": ("weightspace.cli.zoo_files:export", "Write a zoo as files that other programs read."),
+    "push": ("weightspace.cli.zoo_files:push", "Upload a zoo to the Hugging Face Hub."),
+    "pull": ("weightspace.cli.zoo_files:pull", "Copy a zoo from the Hugging Face Hub."),
 }
 ALIGN_COMMANDS = {
     "zoo": ("weightspace.cli.align:zoo", "Write a zoo whose networks lie in one order of hidden units."),
@@ -50,7 +54,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
-zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
+zoo_app = App(name="zoo", help="Train, import, export and share zoos of networks, or look into one.", sort_key=0.5)
 app.command(zoo_app)
 align_app = App(name="align", help="Bring networks into one order of hidden units.", sort_key=0.7)
 app.command(align_app)

@@ -7,11 +7,24 @@ import cattrs
 
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.networks.cnn import CNN, cnn, cnn_l, cnn_s
+from weightspace.networks.inference import layout_from_state
 from weightspace.networks.layout import Layout, TensorSpec
 from weightspace.networks.mlp import MLP, mlp
 from weightspace.networks.resnet import ResNet18, resnet18
 
-__all__ = ["CNN", "MLP", "Layout", "Network", "ResNet18", "TensorSpec", "by_name", "from_json", "names", "to_json"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Layout",
+    "Network",
+    "ResNet18",
+    "TensorSpec",
+    "by_name",
+    "from_json",
+    "layout_from_state",
+    "names",
+    "to_json",
+]
 
 Network = CNN | MLP | ResNet18
 

@@ -1,0 +1,134 @@
+"""A user's table of labels, joined to imported checkpoints by the names of files or models."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import polars as pl
+
+from weightspace.errors import ZooError
+from weightspace.zoo.importers.found import label_columns, read_csv_file
+from weightspace.zoo.writer import write_file
+
+Key = tuple[str, int]
+"""Model and step of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Lines of a CSV file, one a checkpoint or one a model.
+
+    A column whose values are the names of most checkpoints joins: paths below the source, with or without suffix, file
+    names, or models. Columns called `model` and `step`, if they do not join, say which run and epoch a file is of.
+    """
+
+    file: Path
+    table: pl.DataFrame
+
+    @classmethod
+    def read(cls, file: Path) -> "Labels":
+        """The table in a CSV file.
+
+        Raises:
+            ZooError: It cannot be read, or has no lines.
+        """
+        table = read_csv_file(file)
+        if not table.height:
+            raise ZooError(f"{file} has no lines: give a table with one line a checkpoint")
+        return cls(file, table)
+
+    def join(self, folder: Path, sources: Mapping[Key, str]) -> Counter[str]:
+        """Add the columns to the tables of a zoo that nobody reads yet.
+
+        Args:
+            sources: Which file or folder each checkpoint is from.
+
+        Returns:
+            Notes on what had no partner.
+
+        Raises:
+            ZooError: No column names the checkpoints, a name appears twice, or models and steps are not unique.
+        """
+        names = _names(sources)
+        column, lines = self._joining(names)
+        keys = pl.DataFrame(
+            {"model": [key[0] for key in lines], "step": [key[1] for key in lines], "line": list(lines.values())},
+            schema={"model": pl.String, "step": pl.Int64, "line": pl.Int64},
+        )
+        told = self._told(column, names)
+        taken = 0
+        for file in sorted((folder / "checkpoints").glob("*.parquet")):
+            part = pl.read_parquet(file).join(keys, on=["model", "step"], how="left", maintain_order="left")
+            part = part.drop(
+                [name for name in told.columns if name in part.columns and name not in ("model", "step", "line")]
+            )
+            joined = part.join(told, on="line", how="left", suffix=" told", maintain_order="left").drop("line")
+            for name in ("model", "step"):
+                if f"{name} told" in joined.columns:
+                    joined = joined.with_columns(pl.coalesce(f"{name} told", name).alias(name)).drop(f"{name} told")
+            taken += joined.height
+            buffer = BytesIO()
+            joined.write_parquet(buffer)
+            write_file(file, buffer.getvalue())
+        self._require_unique(folder)
+        notes = Counter({f"labels joined by column {column!r}": len(lines)})
+        if taken > len(lines):
+            notes["labels: no line for the checkpoint"] = taken - len(lines)
+        if unused := self.table.height - len(set(lines.values())):
+            notes["labels: lines that name no checkpoint"] = unused
+        return notes
+
+    def _joining(self, names: Mapping[str, list[Key]]) -> tuple[str, dict[Key, int]]:
+        """The column that names most checkpoints, and the line of each checkpoint."""
+        best, lines = "", dict[Key, int]()
+        for column in self.table.columns:
+            found: dict[Key, int] = {}
+            for line, value in enumerate(self.table[column].cast(pl.String, strict=False)):
+                for key in names.get(PurePosixPath(value).as_posix() if value else "", ()):
+                    if key in found:
+                        raise ZooError(f"{self.file} names {value!r} in two lines of column {column!r}: keep one")
+                    found[key] = line
+            if len(found) > len(lines):
+                best, lines = column, found
+        if not lines:
+            example = min((n for n in names), default="")
+            raise ZooError(
+                f"no column of {self.file} ({', '.join(self.table.columns)}) names the checkpoints: "
+                f"one must hold their files or models, such as {example!r}"
+            )
+        return best, lines
+
+    def _told(self, joining: str, names: Mapping[str, list[Key]]) -> pl.DataFrame:
+        """The columns to add, by line; those that only repeat the names are left out."""
+        dropped = {joining}
+        for column in self.table.columns:
+            values = self.table[column].drop_nulls()
+            if values.dtype == pl.String and len(values) and all(value in names for value in values):
+                dropped.add(column)
+        own = [name for name in ("model", "step") if name in self.table.columns and name not in dropped]
+        rest = self.table.drop([*dropped, *own])
+        columns = [pl.col("model").cast(pl.String)] if "model" in own else []
+        columns += [pl.col("step").cast(pl.Int64, strict=False)] if "step" in own else []
+        return label_columns(rest).hstack(self.table.select(columns)).with_row_index("line").cast({"line": pl.Int64})
+
+    def _require_unique(self, folder: Path) -> None:
+        keys = pl.read_parquet(folder / "checkpoints" / "*.parquet", columns=["model", "step"])
+        if (twice := keys.filter(keys.is_duplicated())).height:
+            model, step = twice.row(0)
+            raise ZooError(f"{self.file} gives two checkpoints the model {model!r} and step {step}: tell steps apart")
+
+
+def _names(sources: Mapping[Key, str]) -> dict[str, list[Key]]:
+    """Checkpoints by everything that may name them; a name that several files share names none of them."""
+    names: dict[str, list[Key]] = {}
+    for key, source in sources.items():
+        path = PurePosixPath(source)
+        for name in {source, path.with_suffix("").as_posix(), path.name, path.stem}:
+            names.setdefault(name, []).append(key)
+    unique = {name: keys for name, keys in names.items() if len({sources[key] for key in keys}) == 1}
+    models: dict[str, list[Key]] = {}
+    for key in sources:
+        models.setdefault(key[0], []).append(key)
+    return models | unique
