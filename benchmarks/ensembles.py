@@ -50,17 +50,17 @@ def main() -> None:
     Ensemble(generator.sample(50)).predict(images[:50])  # the first call loads libraries
     times: dict[str, list[float]] = {}
 
-    def timed(name, work):
+    def timed(name, work, *arguments):
         started = process_time()
-        result = work()
+        result = work(*arguments)
         times.setdefault(name, []).append(process_time() - started)
         return result
 
     for _ in range(REPEATS):
-        drawn = timed("sampled", lambda: generator.sample(NETWORKS))
-        states = timed("sampled by loop", lambda: sampled_by_loop(generator, latents))
-        timed("evaluated", lambda: Ensemble(drawn).combine(images))
-        looped = timed("evaluated by loop", lambda: mean_by_loop(network, states[:LOOPED], images))
+        drawn = timed("sampled", generator.sample, NETWORKS)
+        states = timed("sampled by loop", sampled_by_loop, generator, latents)
+        timed("evaluated", Ensemble(drawn).combine, images)
+        looped = timed("evaluated by loop", mean_by_loop, network, states[:LOOPED], images)
     apart = float((Ensemble(drawn.take(range(LOOPED))).predict(images) - looped).abs().max())
     for name, share in (("sampled", 1.0), ("evaluated", LOOPED / NETWORKS)):
         ours, theirs = NETWORKS / min(times[name]), NETWORKS * share / min(times[f"{name} by loop"])

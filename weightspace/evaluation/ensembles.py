@@ -21,8 +21,9 @@ from torch import Tensor
 from weightspace import networks
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.evaluation.calibration import best_temperature, predictive_entropy, tempered
+from weightspace.evaluation.probabilities import population_probabilities
 from weightspace.networks import Layout, Network
-from weightspace.zoo import Zoo, behaviour
+from weightspace.zoo import Zoo
 
 BINS = 15
 """Equal-width bins of the highest probability in the calibration error."""
@@ -260,7 +261,7 @@ class Ensemble:
         self, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]
     ) -> dict[str, Float[Tensor, " m"]]:
         """Scores of every member alone, see `scores`."""
-        blocks = [scores(behaviour.logits(self.zoo.take(block), images).softmax(2), labels)
+        blocks = [scores(population_probabilities(self.zoo.take(block), images), labels)
                   for block in torch.arange(len(self)).split(self._size(len(images)))]  # fmt: skip
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -309,7 +310,7 @@ class Ensemble:
             some, size = images[first : first + n], self._size(len(images[first : first + n]))
             for member in range(0, len(self), size):
                 last = min(member + size, len(self))
-                probabilities = behaviour.logits(self.zoo.take(range(member, last)), some).softmax(2)
+                probabilities = population_probabilities(self.zoo.take(range(member, last)), some)
                 yield slice(first, first + len(some)), slice(member, last), probabilities
 
 
