@@ -134,7 +134,6 @@ def test_another_recipe_in_the_same_folder_is_refused(tiny, change):
     ("recipe", "options", "error", "says"),
     [
         (Recipe(train_limit=20), {}, ConfigError, "batch_size 32 is larger than the 20 training images of digits"),
-        (Recipe(network="resnet18"), {}, ConfigError, "batch normalisation"),
         (Recipe(network="cnn_s"), {}, ConfigError, "too small"),
         (Recipe(train_limit=5), {}, DatasetError, "train_limit 5"),
         (Recipe(data="mnist"), {"data_root": "no such folder"}, DatasetError, "no data root"),

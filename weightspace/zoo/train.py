@@ -24,7 +24,6 @@ from weightspace.errors import ConfigError, DatasetError
 from weightspace.networks.layout import Layout
 from weightspace.networks.population import (
     Hyperparameters,
-    check_trainable,
     initial_rows,
     population_metrics,
     subset_weights,
@@ -98,7 +97,6 @@ def train(
     data = datasets.load(recipe.data, root, train_limit=recipe.train_limit, seed=recipe.seed)
     network = networks.by_name(recipe.network, data.image_shape, data.classes)
     layout = Layout.of(network.build())
-    check_trainable(layout)
     if recipe.batch_size > len(data.train_images):
         raise ConfigError(
             f"batch_size {recipe.batch_size} is larger than the {len(data.train_images)} training images of "
