@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from weightspace import __version__
+from weightspace.cli.recipes import published_recipe
 from weightspace.errors import WeightspaceError
 
 COMMANDS = {
@@ -28,6 +29,7 @@ COMMANDS = {
 ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+    "recipes": ("weightspace.cli.recipes:recipes", "List the published zoos and what they cost here."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -42,7 +44,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
-zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
+zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5, config=published_recipe)
 app.command(zoo_app)
 for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS)):
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):

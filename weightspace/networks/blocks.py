@@ -112,17 +112,17 @@ class _Convolution(torch.autograd.Function):
         count = info.batch_size
         weight = weight.movedim(in_dims[1], 0)
         bias = None if bias is None else bias.movedim(in_dims[2], 0)
+        # the bias apart, as in PyTorch's own rule: its sums round in that order
+        shift = torch.zeros(()) if bias is None else bias[:, :, None, None]
         if in_dims[0] is None:  # the same images for all networks: one convolution with all their channels
-            y = F.conv2d(x, weight.flatten(0, 1), None if bias is None else bias.flatten(), stride, padding)
-            return y.unflatten(1, (count, -1)), 1
+            y = F.conv2d(x, weight.flatten(0, 1), None, stride, padding)
+            return y.unflatten(1, (count, -1)) + shift, 1
         x = x.movedim(in_dims[0], 0)
         height, width = ((x.shape[i] + 2 * padding[i - 3] - weight.shape[i]) // stride[i - 3] + 1 for i in (3, 4))
         if x.is_cuda or weight[0].numel() * x.shape[1] * height * width < _GROUPED_LIMIT:
             x = x.transpose(0, 1).flatten(1, 2)
-            y = F.conv2d(
-                x, weight.flatten(0, 1), None if bias is None else bias.flatten(), stride, padding, groups=count
-            )
-            return y.unflatten(1, (count, -1)), 1
+            y = F.conv2d(x, weight.flatten(0, 1), None, stride, padding, groups=count)
+            return y.unflatten(1, (count, -1)) + shift, 1
         biases = [None] * count if bias is None else bias.unbind()
         alone = zip(x.unbind(), weight.unbind(), biases, strict=True)
         return torch.stack([F.conv2d(*one, stride, padding) for one in alone]), 0

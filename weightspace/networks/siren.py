@@ -45,6 +45,11 @@ class SIREN:
         if self.convention not in ("nfn", "dws"):
             raise ConfigError(f"the convention of a SIREN is nfn or dws, got {self.convention!r}")
 
+    @property
+    def activation(self) -> str:
+        """Always a sine."""
+        return "sine"
+
     def build(self) -> nn.Module:
         """The module, from coordinates `[q, inputs]` to values `[q, outputs]`."""
         return _SIREN(self)

@@ -59,6 +59,11 @@ class WildPark:
         parts = ("-".join(map(str, part)) for part in (self.channels, self.kernels, self.activations))
         return "{}_k{}_{}".format(*parts) + skips
 
+    @property
+    def activation(self) -> str:
+        """The activations of all layers as one word."""
+        return "-".join(self.activations)
+
     def build(self) -> nn.Module:
         """The module; its state-dict keys are `conv.0.weight`, …, `fc.weight`, `fc.bias`."""
         return _WildPark(self)
