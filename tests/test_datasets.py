@@ -356,3 +356,82 @@ def test_real_mnist_is_mnist(image_data):
     assert 1 / span == pytest.approx(0.3081, abs=2e-3)  # the deviation; a sixth of the images is held out of it
     mean = (float(pooled.mean(dtype=torch.float64)) - float(pooled.min())) / span
     assert mean == pytest.approx(0.13066, abs=1e-5)
+
+
+# ---- Other shapes, and images as they are
+
+
+@pytest.fixture
+def coloured(tmp_path) -> Path:
+    """30 training and 12 test images of three classes, 3x8x6 bytes."""
+    rng = np.random.default_rng(0)
+    arrays = {"y_train": np.arange(30) % 3, "y_test": np.arange(12) % 3}
+    arrays |= {
+        f"x_{part}": rng.integers(0, 256, (n, 3, 8, 6), dtype=np.uint8) for part, n in (("train", 30), ("test", 12))
+    }
+    np.savez(tmp_path / "coloured.npz", **arrays)
+    return tmp_path / "coloured.npz"
+
+
+def test_grey_is_the_luminance(coloured):
+    raw = np.load(coloured)["x_train"]
+    found = datasets.load_pixels(str(coloured), grey=True).images
+    expected = (0.299 * raw[:, 0] + 0.587 * raw[:, 1] + 0.114 * raw[:, 2].astype(float)) / 255
+    np.testing.assert_allclose(found[:30, 0].numpy(), expected, atol=1e-6)
+    assert datasets.load(str(coloured), grey=True).image_shape == (1, 8, 6)
+
+
+def test_grey_images_stay_as_they_are():
+    assert datasets.load("digits", grey=True).digest == datasets.load("digits").digest
+
+
+def test_cropping_cuts_the_middle_out(coloured):
+    raw = np.load(coloured)["x_test"] / 255
+    found = datasets.load_pixels(str(coloured), side=4, crop=True).images[30:]
+    np.testing.assert_allclose(found.numpy(), raw[:, :, 2:6, 1:5], atol=1e-6)
+
+
+@given(colour=st.floats(0, 1), side=st.integers(1, 20))
+def test_resizing_keeps_a_plain_image(tmp_path_factory, colour, side):
+    path = tmp_path_factory.mktemp("plain") / "plain.npz"
+    images = np.stack([np.full((3, 8, 6), value, np.float32) for value in (0.0, 1.0, colour)])
+    np.savez(path, x_train=images, y_train=np.arange(3), x_test=images, y_test=np.arange(3))
+    found = datasets.load_pixels(str(path), side=side).images
+    assert found.shape == (6, 3, side, side)
+    torch.testing.assert_close(found[2], torch.full((3, side, side), colour), atol=1e-6, rtol=1e-6)
+
+
+def test_resizing_to_half_averages_neighbours():
+    """Bilinear with antialiasing: a triangle over four pixels, so the mean is kept."""
+    whole, half = datasets.load_pixels("digits"), datasets.load_pixels("digits", side=4)
+    assert half.image_shape == (1, 4, 4)
+    means = whole.images.mean((1, 2, 3)), half.images.mean((1, 2, 3))
+    assert torch.corrcoef(torch.stack(means))[0, 1] > 0.95
+
+
+def test_pixels_are_the_files_images_in_order(coloured):
+    pixels, raw = datasets.load_pixels(str(coloured)), np.load(coloured)
+    np.testing.assert_array_equal(pixels.images[:30].mul(255).round().byte().numpy(), raw["x_train"])
+    np.testing.assert_array_equal(pixels.images[30:].mul(255).round().byte().numpy(), raw["x_test"])
+    assert pixels.labels.tolist() == [*raw["y_train"].tolist(), *raw["y_test"].tolist()]
+    few = datasets.load_pixels(str(coloured), limit=31)
+    assert few.images.equal(pixels.images[:31]) and few.digest != pixels.digest
+
+
+def test_pixels_of_other_numbers_fill_the_range():
+    images = datasets.load_pixels("digits").images
+    assert images.min() == 0 and images.max() == 1 and len(images.unique()) == 17
+
+
+def test_impossible_shapes_are_refused(coloured):
+    with pytest.raises(DatasetError, match=r"8x6: a square of 7 cannot be cut out"):
+        datasets.load(str(coloured), side=7, crop=True)
+    for limit in (0, 43):
+        with pytest.raises(DatasetError, match=f"limit {limit} .*between 1 and 42"):
+            datasets.load_pixels(str(coloured), limit=limit)
+
+
+@pytest.mark.parametrize("name", ["svhn", "stl10", "eurosat", "cifar100", "tiny_imagenet"])
+def test_published_sets_that_are_not_there_say_what_is_missing(tmp_path, name):
+    with pytest.raises(DatasetError, match=rf"{name}.*lacks x_test"):
+        datasets.load(name, tmp_path)

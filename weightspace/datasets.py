@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional as F
 
 from weightspace.errors import DatasetError, unknown_name
 
@@ -30,8 +31,11 @@ VALIDATION_FRACTION = 1 / 6
 DIGITS_VALIDATION, DIGITS_TEST = 297, 500
 """Sizes of the parts cut from the 1797 digits; 1000 remain for training."""
 IDX_NAMES = ("fashion_mnist", "kmnist_test", "mnist")
-NPZ_NAMES = ("cifar10", "emnist_letters", "usps")
+NPZ_NAMES = ("cifar10", "cifar100", "emnist_letters", "eurosat", "stl10", "svhn", "tiny_imagenet", "usps")
 IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R BT.601)."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = dict[str, Array]
@@ -66,15 +70,44 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """Short hash of all images and labels: equal data have equal digests, whatever their name or file."""
-        parts = (
+        return _digest(
             *(self.train_images, self.train_labels, self.validation_images, self.validation_labels),
             *(self.test_images, self.test_labels),
         )
-        sha = hashlib.sha256()
-        for part in parts:
-            sha.update(str(tuple(part.shape)).encode())
-            sha.update(part.contiguous().numpy().data)
-        return sha.hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Images as they are, for networks that each fit one of them.
+
+    >>> load_pixels("digits", limit=5).images.shape
+    torch.Size([5, 1, 8, 8])
+    """
+
+    name: str
+    """The name or path it was loaded by."""
+    images: Float[Tensor, "n c h w"] = field(repr=False)
+    """Values in [0, 1]."""
+    labels: Int64[Tensor, " n"] = field(repr=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    @cached_property
+    def digest(self) -> str:
+        """Short hash of all images and labels."""
+        return _digest(self.images, self.labels)
+
+
+def _digest(*parts: Tensor) -> str:
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(str(tuple(part.shape)).encode())
+        sha.update(part.contiguous().numpy().data)
+    return sha.hexdigest()[:12]
 
 
 def names() -> list[str]:
@@ -86,7 +119,16 @@ def names() -> list[str]:
     return sorted(("digits", *IDX_NAMES, *NPZ_NAMES))
 
 
-def load(name: str, root: Path | None = None, *, train_limit: int | None = None, seed: int = 0) -> Dataset:
+def load(
+    name: str,
+    root: Path | None = None,
+    *,
+    train_limit: int | None = None,
+    seed: int = 0,
+    grey: bool = False,
+    side: int | None = None,
+    crop: bool = False,
+) -> Dataset:
     """Load a data set as standardised float32 images in a training, a validation and a test part.
 
     The validation part is a stratified sixth of the training file. `digits` is cut into 1000 training, 297 validation
@@ -99,6 +141,9 @@ def load(name: str, root: Path | None = None, *, train_limit: int | None = None,
         train_limit: Keep only so many training images. Smaller limits are subsets of larger ones, and neither the
             other parts nor the standardisation depend on it.
         seed: Seed of the cuts.
+        grey: Make colour images grey, by luminance.
+        side: Height and width of the images; as they are in the files when left out.
+        crop: Cut the middle out instead of resizing.
 
     Returns:
         The data set; the test part keeps the order of its file.
@@ -114,7 +159,8 @@ def load(name: str, root: Path | None = None, *, train_limit: int | None = None,
     arrays = _digits() if name == "digits" else _read(name, root)
     for part in ("train", "test"):
         if f"x_{part}" in arrays:
-            arrays[f"x_{part}"], arrays[f"y_{part}"] = _checked(name, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+            images, arrays[f"y_{part}"] = _checked(name, part, arrays[f"x_{part}"], arrays[f"y_{part}"])
+            arrays[f"x_{part}"] = _shaped(name, images, grey, side, crop)
 
     rng = np.random.default_rng(seed)
     if "x_train" in arrays:
@@ -152,6 +198,44 @@ def load(name: str, root: Path | None = None, *, train_limit: int | None = None,
         test_images=_standardised(test_images, mean, std),
         test_labels=torch.from_numpy(test_labels),
     )
+
+
+def load_pixels(
+    name: str,
+    root: Path | None = None,
+    *,
+    limit: int | None = None,
+    grey: bool = False,
+    side: int | None = None,
+    crop: bool = False,
+) -> Pixels:
+    """Load images with values in [0, 1]: those of the training file, then those of the test file.
+
+    Bytes are divided by 255; other numbers are moved and scaled so that the training file fills the range.
+
+    Args:
+        name: As for `load`; so are `root`, `grey`, `side` and `crop`.
+        limit: Only the first so many images.
+
+    Raises:
+        DatasetError: A file is missing or damaged, or the limit is out of range.
+        UnknownName: There is no such data set.
+    """
+    arrays = _digits() if name == "digits" else _read(name, root)
+    parts = [part for part in ("train", "test") if f"x_{part}" in arrays]
+    checked = [_checked(name, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in parts]
+    if len({images.shape[1:] for images, _ in checked}) > 1:
+        raise DatasetError(f"data set {name!r}: training and test images have different shapes; both must agree")
+    labels = np.concatenate([labels for _, labels in checked])
+    if limit is not None and not 1 <= limit <= len(labels):
+        raise DatasetError(f"limit {limit} for data set {name!r} must lie between 1 and {len(labels)}, its images")
+    reference = checked[0][0]
+    low, high = (0.0, 255.0) if reference.dtype == np.uint8 else (float(reference.min()), float(reference.max()))
+    if low == high:
+        raise DatasetError(f"all pixels of data set {name!r} are equal")
+    images = np.concatenate([images for images, _ in checked])[:limit]
+    images = (_shaped(name, images, grey, side, crop).astype(np.float32) - low) / (high - low)
+    return Pixels(name=name, images=torch.from_numpy(images.clip(0, 1)), labels=torch.from_numpy(labels[:limit]))
 
 
 def stratified_order(labels: Array, rng: np.random.Generator) -> Array:
@@ -309,6 +393,22 @@ def _checked(name: str, part: str, images: Array, labels: Array) -> tuple[Array,
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise DatasetError(f"{where} has NaN or infinite pixels")
     return images if images.ndim == 4 else images[:, None], labels.astype(np.int64)
+
+
+def _shaped(name: str, images: Array, grey: bool, side: int | None, crop: bool) -> Array:
+    """The images `[n, c, h, w]` in grey and in another size, where that is asked for."""
+    if grey and images.shape[1] == 3:
+        images = np.tensordot(images, np.array(LUMINANCE, np.float32), axes=(1, 0))[:, None]
+    if side is None or images.shape[2:] == (side, side):
+        return images
+    height, width = images.shape[2:]
+    if side < 1 or (crop and side > min(height, width)):
+        raise DatasetError(f"images of data set {name!r} are {height}x{width}: a square of {side} cannot be cut out")
+    if crop:
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[:, :, top : top + side, left : left + side]
+    tensor = torch.from_numpy(images.astype(np.float32))
+    return F.interpolate(tensor, (side, side), mode="bilinear", antialias=True, align_corners=False).numpy()
 
 
 def _classes(name: str, train: Array, others: Arrays) -> int:

@@ -1,18 +1,31 @@
 """Populations: every network does what it would do alone, in evaluation and in training."""
 
+from dataclasses import replace
 from math import sqrt
 
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
 from weightspace.datasets import load
 from weightspace.errors import ConfigError, DatasetError, UnknownName
-from weightspace.networks import CNN, MLP, Layout, ResNet18, population, streams
+from weightspace.networks import (
+    CNN,
+    MLP,
+    SIREN,
+    Layout,
+    PooledCNN,
+    ResNet18,
+    ViT,
+    blocks,
+    population,
+    streams,
+    wild_park,
+)
+from weightspace.networks.blocks import Conv2d, MaxPool
+from weightspace.networks.optimisers import OPTIMISERS
 from weightspace.networks.population import (
-    INITIALISATIONS,
     Hyperparameters,
     initial_rows,
     population_logits,
@@ -29,11 +42,15 @@ EVERY = [
     CNN(channels=(4, 5), bias=False, batch_norm=True),
     MLP(activation="gelu"),
     ResNet18(width=2, image_shape=(1, 8, 8)),
+    PooledCNN(image_shape=(1, 8, 8), channels=(4, 5), kernels=(3, 2), strides=(2, 1), pooled=2),
+    ViT(image_shape=(1, 8, 8), patch=(4, 2), width=8, heads=2, depth=2),
+    wild_park((1, 8, 8), 10, seed=6, activations=("tanh", "gelu")),
 ]
 
 
 def factors(seeds: Tensor = SEEDS, **changes) -> Hyperparameters:
-    values = {"learning_rate": 3e-3, "weight_decay": 1e-3, "dropout": 0.0, "train_fraction": 1.0} | changes
+    values = {"learning_rate": 3e-3, "weight_decay": 1e-3, "dropout": 0.0, "train_fraction": 1.0, "momentum": 0.9}
+    values |= changes
     columns = {k: torch.as_tensor(v, dtype=torch.float32).expand(len(seeds)).clone() for k, v in values.items()}
     return Hyperparameters(seeds=seeds, **columns)
 
@@ -86,33 +103,42 @@ def test_metrics_equal_their_formula():
         torch.testing.assert_close(accuracy.double(), (hits * share).sum(1) / total, rtol=1e-5, atol=0)
 
 
-def plain_training(network, row, h, optimiser, *, epochs) -> Tensor:
+def plain_training(network, row, h, optimiser, *, epochs, schedule="constant") -> Tensor:
     """One network in an ordinary loop with PyTorch's optimisers; the batches from their definition."""
     module = network.build()
     layout = Layout.of(module)
-    module.load_state_dict(layout.unflatten(row))
+    module.load_state_dict(layout.unflatten(row), strict=False)  # the counters of norms are no part of a row
     options = {"lr": float(h.learning_rate), "weight_decay": float(h.weight_decay)}
     optimise = {
         "adam": lambda p: torch.optim.Adam(p, **options),
-        "sgd": lambda p: torch.optim.SGD(p, momentum=0.9, **options),
+        "adamw": lambda p: torch.optim.AdamW(p, **options),
+        "sgd": lambda p: torch.optim.SGD(p, momentum=float(h.momentum), **options),
+        "rmsprop": lambda p: torch.optim.RMSprop(p, alpha=0.9, eps=1e-7, **options),
     }[optimiser](module.parameters())
+    steps = epochs * (len(IMAGES) // 20)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimise, options["lr"], total_steps=steps, cycle_momentum=False)
     size = round(float(h.train_fraction) * len(IMAGES))
     own = streams.permutation(h.seeds, 1, len(IMAGES))[0][:size]
     for epoch in range(1, epochs + 1):
         order = own[streams.permutation(h.seeds, 1_000_000 + epoch, len(IMAGES))[0] % size]
         for batch in order.split(20):
+            if schedule == "constant":
+                optimise.param_groups[0]["lr"] = options["lr"]
             optimise.zero_grad()
             F.cross_entropy(module(IMAGES[batch]), LABELS[batch]).backward()
             optimise.step()
+            if cycle.last_epoch < steps - 1:
+                cycle.step()
     return layout.flatten(module.state_dict())
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "sgd"])
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("network", [CNN(channels=(3, 4)), MLP(hidden=(9,), activation="tanh")])
 def test_training_equals_a_plain_loop(network, optimiser):
     h = factors(
-        learning_rate=[1e-3, 3e-3, 1e-2, 2e-2], weight_decay=[0, 1e-4, 1e-2, 0.1], train_fraction=[1, 0.5, 0.25, 1]
-    )
+        learning_rate=[2e-3, 3e-3, 1e-2, 5e-3], weight_decay=[0, 1e-4, 1e-2, 0.1], train_fraction=[1, 0.5, 0.25, 1],
+        momentum=[0.9, 0.5, 0.9, 0.0],
+    )  # fmt: skip
     rows = start(network)
     together, diverged = trained(network, rows, h, optimiser=optimiser)
     assert not diverged.any()
@@ -132,6 +158,100 @@ def test_a_network_does_not_depend_on_those_beside_it(network):
         alone, _ = trained(network, rows[i : i + 1], one(h, i))
         # grouped and single kernels round differently; a wrong batch or mask would change the first digit
         torch.testing.assert_close(together[i], alone[0], rtol=1e-3, atol=1e-4)
+
+
+def batch_normed() -> list:
+    """One of each: norms between convolutions, skip connections, layer norms."""
+    return [EVERY[1], EVERY[3], EVERY[5]]
+
+
+@pytest.mark.parametrize("network", batch_normed(), ids=lambda n: type(n).__name__)
+def test_norms_train_as_in_a_plain_loop(network):
+    """Weights and running statistics; ReLU networks of several layers amplify rounding, so few steps."""
+    rows, h = start(network), factors(learning_rate=1e-3)
+    together, diverged = trained(network, rows, h, epochs=1)
+    layout = Layout.of(network.build())
+    assert not diverged.any()
+    for i, found in enumerate(together):
+        expected = plain_training(network, rows[i], one(h, i), "adam", epochs=1)
+        for name, values in layout.unflatten(expected).items():
+            assert (values - layout.unflatten(rows[i])[name]).abs().max() > 1e-4, f"{name} moves"
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_running_statistics_of_a_diverged_network_stay_finite_and_disturb_nobody():
+    network = EVERY[1]
+    rows = start(network)
+    calm, _ = trained(network, rows, factors())
+    found, diverged = trained(network, rows, factors(learning_rate=[3e-3, 1e38, 3e-3, 3e-3]))
+    assert diverged.tolist() == [0, 1, 0, 0] and found.isfinite().all()
+    assert found[[0, 2, 3]].equal(calm[[0, 2, 3]])
+
+
+def test_one_cycle_equals_pytorch():
+    network, h = MLP(hidden=(9,)), factors(learning_rate=[1e-3, 3e-3, 1e-2, 3e-2])
+    rows = start(network)
+    together, _ = trained(network, rows, h, optimiser="sgd", schedule="one_cycle", epochs=3)
+    constant, _ = trained(network, rows, h, optimiser="sgd", epochs=3)
+    for i, found in enumerate(together):
+        expected = plain_training(network, rows[i], one(h, i), "sgd", epochs=3, schedule="one_cycle")
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert (found - constant[i]).abs().max() > 1e-3
+
+
+def test_momentum_is_0_9_when_missing():
+    network, h = MLP(), factors()
+    rows = start(network)
+    missing, _ = trained(network, rows, replace(h, momentum=None), optimiser="sgd")
+    given, _ = trained(network, rows, h, optimiser="sgd")
+    without, _ = trained(network, rows, replace(h, momentum=torch.zeros(4)), optimiser="sgd")
+    assert missing.equal(given) and not missing.equal(without)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+@pytest.mark.parametrize("values", ["distinct", "equal in pairs"])
+def test_pooling_and_its_gradient_equal_pytorch(side, values):
+    """Bit for bit, also where a square has its maximum twice and where a remainder is cut."""
+    x = torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(side))
+    x = (x if values == "distinct" else (x * 2).round()).requires_grad_()
+    assert len(x.unique()) == x.numel() or values != "distinct"
+    weights = torch.randn(2, 3, 7 // side, 8 // side, generator=torch.Generator().manual_seed(0))
+    found, expected = MaxPool(side)(x), F.max_pool2d(x, side)
+    assert found.equal(expected)
+    gradients = [torch.autograd.grad((y * weights).sum(), x)[0] for y in (found, expected)]
+    assert gradients[0].equal(gradients[1])
+
+
+@pytest.mark.parametrize("images", ["own", "shared"])
+@pytest.mark.parametrize("limit", [0, 2**62])  # every network by itself, all in one grouped call
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolutions_of_many_networks_equal_each_alone(images, limit, bias, monkeypatch):
+    monkeypatch.setattr(blocks, "_GROUPED_LIMIT", limit)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(*(() if images == "shared" else (4,)), 5, 3, 9, 8, generator=generator, requires_grad=True)
+    weight = torch.randn(4, 6, 3, 3, 2, generator=generator, requires_grad=True)
+    shift = torch.randn(4, 6, generator=generator, requires_grad=True)
+    module = Conv2d(3, 6, (3, 2), stride=2, padding=1, bias=bias)
+    state = {"weight": weight} | ({"bias": shift} if bias else {})
+    dims = (0, None if images == "shared" else 0)
+    found = torch.func.vmap(lambda s, x: torch.func.functional_call(module, s, (x,)), in_dims=dims)(state, x)
+    alone = x.expand(4, -1, -1, -1, -1) if images == "shared" else x
+    expected = torch.stack(
+        [F.conv2d(alone[i], weight[i], shift[i] if bias else None, stride=2, padding=1) for i in range(4)]
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    factor = torch.randn(expected.shape, generator=generator)
+    leaves = [x, weight, *([shift] if bias else [])]
+    for got, wanted in zip(*(torch.autograd.grad((y * factor).sum(), leaves) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_single_convolution_has_pytorchs_gradients():
+    module, x = Conv2d(2, 3, 3, stride=2, padding=1).double(), torch.randn(2, 2, 6, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(module, x.requires_grad_())
+    torch.autograd.gradcheck(
+        lambda w, b: torch.func.functional_call(module, {"weight": w, "bias": b}, (x,)), tuple(module.parameters())
+    )
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
@@ -218,55 +338,19 @@ def test_subsets_differ_between_networks_and_never_lack_images():
     assert abs(shared - 50) < 4 * sqrt(100 * 0.25 * 100 / 199)
 
 
-@pytest.mark.parametrize("init", INITIALISATIONS)
-def test_initial_weights_follow_their_law(init):
-    network = CNN(channels=(8, 6), hidden=(20,), batch_norm=True)
-    layout = Layout.of(network.build())
-    seeds, scale = torch.arange(300), torch.full((300,), 0.5)
-    rows = initial_rows(network, seeds, init, scale)
-    for name, values in layout.unflatten(rows).items():
-        spec = layout.by_name[name]
-        if spec.role != "weight" or spec.layer == "norm":
-            constant = float(spec.layer == "norm" and spec.role in ("weight", "running_var"))
-            assert (values == constant).all()
-            continue
-        receptive = spec.shape[2] * spec.shape[3] if spec.layer == "conv" else 1
-        fan_out, fan_in = spec.shape[0] * receptive, spec.shape[1] * receptive
-        gain = {"kaiming": sqrt(2 / fan_in), "xavier": sqrt(2 / (fan_in + fan_out))}.get(init.partition("_")[0])
-        if init == "uniform":
-            law = stats.uniform(0, 0.5)
-        elif init.endswith("uniform"):
-            law = stats.uniform(-sqrt(3) * gain * 0.5, 2 * sqrt(3) * gain * 0.5)
-        else:
-            law = stats.norm(0, 0.5 * (gain or 1))
-        x = values.double().flatten().numpy()
-        mean, variance, kurtosis = (float(v) for v in law.stats("mvk"))
-        assert abs(x.mean() - mean) < 4 * sqrt(variance / len(x))
-        assert abs(x.var() - variance) < 4 * variance * sqrt((kurtosis + 2) / len(x))
-        assert stats.kstest(x[:5000], law.cdf).pvalue > 1e-5
-
-
-def test_initial_weights_belong_to_the_seed():
-    network = MLP()
-    together = initial_rows(network, SEEDS, "kaiming_normal", torch.tensor([1.0, 2.0, 1.0, 1.0]))
-    alone = initial_rows(network, SEEDS[1:2], "kaiming_normal", torch.ones(1))
-    torch.testing.assert_close(together[1], 2 * alone[0], rtol=1e-6, atol=0)
-    assert together.unique(dim=0).shape == together.shape
-
-
 def test_wrong_requests_are_refused():
     network, rows, h = MLP(), start(MLP()), factors()
 
     def run(network=network, rows=rows, h=h, images=IMAGES, **options):
         return next(train_population(network, rows, h, images, LABELS, **{"epochs": 1, "batch_size": 20} | options))
 
-    with pytest.raises(UnknownName, match="did you mean 'kaiming_normal'"):
-        initial_rows(network, SEEDS, "kaiming_norml", torch.ones(4))
+    for name, wrong in {"optimiser": "adm", "schedule": "one_cicle"}.items():
+        with pytest.raises((UnknownName, TypeError), match=name):
+            run(**{name: wrong})
     with pytest.raises(ConfigError, match="between 1 and the 200 training images, got 201"):
         run(batch_size=201)
-    normed = CNN(batch_norm=True)
-    with pytest.raises(ConfigError, match="batch normalisation"):
-        run(network=normed, rows=start(normed))
+    with pytest.raises(ConfigError, match="classifies no images"):
+        run(network=SIREN())
     with pytest.raises(DatasetError, match=r"\(1, 8, 8\), got \(1, 9, 8\)"):
         population_logits(network, rows, torch.zeros(2, 1, 9, 8))
     with pytest.raises(DatasetError, match="use the data set"):

@@ -1,5 +1,7 @@
 """Recipes: the law of every factor, and plans that only grow."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from polars.testing import assert_frame_equal
 from scipy import stats
 
 from weightspace.errors import ConfigError, UnknownName
+from weightspace.networks import wild_park
 from weightspace.zoo.recipe import Recipe
 
 MANY = 4000
@@ -96,6 +99,14 @@ def test_kept_epochs_can_be_chosen():
         ({"init_scale": (float("nan"), 1.0)}, "init_scale must be a range"),
         ({"dropout": (0.2, 1.0)}, "dropout must be a range"),
         ({"epochs": 25, "checkpoints": (0, 26)}, "between 0 and 25 epochs"),
+        ({"network": "wild_pork"}, "did you mean 'wild_park'"),
+        ({"sampling": "grid", "learning_rate": ()}, "learning_rate must name at least one"),
+        ({"sampling": "grid", "weight_decay": (-1.0,)}, "weight_decay must be finite values"),
+        ({"learning_rate": (1e-3,)}, "learning_rate must be a range"),
+        ({"dropout": (0.1,)}, "dropout must be a range"),
+        ({"momentum": (1.0,)}, r"momentum must lie in \[0, 1\)"),
+        ({"unit_models": 0}, "unit_models must be at least 1"),
+        ({"data": "sines"}, "use the network siren_wave"),
         ({"seed": -1}, "seed must lie between"),
         ({"seed": 2**63}, "seed must lie between"),
     ],
@@ -108,3 +119,75 @@ def test_impossible_recipes_are_refused(change, says):
 def test_an_unknown_optimiser_is_refused():
     with pytest.raises((UnknownName, TypeError), match="optimiser"):
         Recipe(optimiser=("adm",))
+
+
+# ---- Grids
+
+
+GRID = Recipe(
+    sampling="grid", models=50, learning_rate=(1e-3, 1e-2, 1e-1), weight_decay=(0.0, 1e-3), dropout=(0.0, 0.5),
+    init_scale=(1.0,), train_fraction=(1.0,), init=("uniform",), activation=("relu", "tanh"), optimiser=("sgd",),
+)  # fmt: skip
+CELL = [f"config.{name}" for name in GRID.factors]
+
+
+def test_a_grid_has_every_combination_once_a_repetition():
+    plan = GRID.plan()
+    whole = plan.head(24).select(CELL)
+    assert whole.n_unique() == 24 == 3 * 2 * 2 * 2
+    assert_frame_equal(plan[24:48].select(CELL), whole), "the next repetition"
+    assert plan["config.seed"].n_unique() == 50
+    assert not whole.head(12)["config.learning_rate"].is_sorted(), "a part of a grid is spread over it"
+
+
+def test_repeated_seeds_are_those_of_the_repetition():
+    plan = replace(GRID, repeat_seeds=True).plan()
+    assert plan["config.seed"].to_list() == [plan["config.seed"][i // 24 * 24] for i in range(50)]
+    assert plan["config.seed"].n_unique() == 3
+    assert_frame_equal(plan.drop("config.seed"), GRID.plan().drop("config.seed"))
+
+
+@settings(deadline=None, max_examples=20)
+@given(small=st.integers(1, 60), more=st.integers(0, 60), seed=st.integers(0, 2**63 - 1), repeat=st.booleans())
+def test_a_larger_grid_begins_with_the_smaller_one(small, more, seed, repeat):
+    grid = replace(GRID, seed=seed, repeat_seeds=repeat)
+    larger = replace(grid, models=small + more).plan()
+    assert_frame_equal(larger.head(small), replace(grid, models=small).plan())
+
+
+def test_a_value_given_twice_is_one_value():
+    assert_frame_equal(replace(GRID, init_scale=(1.0, 1.0)).plan(), GRID.plan())
+
+
+def test_momentum_and_deviation_have_columns_only_where_they_are_set():
+    assert not {"config.momentum", "config.init_std"} & set(PLAN.columns)
+    wide = Recipe(models=MANY, momentum=(0.0, 0.5, 0.9), init_std=(1e-3, 0.5)).plan()
+    counts = wide["config.momentum"].value_counts()["count"].to_list()
+    assert stats.chisquare(counts).pvalue > 1e-4
+    assert stats.kstest(wide["config.init_std"].to_numpy(), stats.loguniform(1e-3, 0.5).cdf).pvalue > 1e-4
+    usual = Recipe(models=MANY).plan()
+    assert_frame_equal(wide.select(usual.columns), usual), "the other factors do not notice"
+
+
+# ---- Networks of their own, and signals
+
+
+def test_the_wild_park_says_what_each_network_is():
+    recipe = Recipe(network="wild_park", models=60, activation=("relu", "tanh"), models_per_architecture=3)
+    plan = recipe.plan()
+    assert plan["network"].to_list() == [plan["network"][i // 3 * 3] for i in range(60)]
+    assert plan["network"].n_unique() == 20 and plan["config.seed"].n_unique() == 60
+    assert not {"config.activation", "config.dropout"} & set(plan.columns)
+    for row in plan.iter_rows(named=True):
+        park = wild_park((3, 32, 32), 10, seed=row["config.architecture_seed"], activations=("relu", "tanh"))
+        assert (park.name, len(park.channels)) == (row["network"], row["config.depth"])
+        assert row["config.skips"] == sum(skip is not None for skip in park.skips)
+
+
+def test_waves_are_uniform():
+    plan = Recipe(data="sines", network="siren_wave", models=MANY, init=("siren",)).plan()
+    for factor in ("amplitude", "frequency"):
+        assert stats.kstest(plan[f"config.{factor}"].to_numpy(), stats.uniform(0, 10).cdf).pvalue > 1e-4
+    codes = plan.select("config.amplitude", "config.frequency", "config.learning_rate").to_numpy()
+    assert np.abs(np.corrcoef(codes.T)[np.triu_indices(3, 1)]).max() < 4 / np.sqrt(MANY)
+    assert not {"config.activation", "config.dropout", "config.train_fraction"} & set(plan.columns)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from weightspace import __version__
+from weightspace.cli.recipes import published_recipe
 from weightspace.errors import WeightspaceError
 
 COMMANDS = {
@@ -33,6 +34,7 @@ ZOO_COMMANDS = {
     "export": ("weightspace.cli.zoo_files:export", "Write a zoo as files that other programs read."),
     "push": ("weightspace.cli.zoo_files:push", "Upload a zoo to the Hugging Face Hub."),
     "pull": ("weightspace.cli.zoo_files:pull", "Copy a zoo from the Hugging Face Hub."),
+    "recipes": ("weightspace.cli.recipes:recipes", "List the published zoos and what they cost here."),
 }
 ALIGN_COMMANDS = {
     "zoo": ("weightspace.cli.align:zoo", "Write a zoo whose networks lie in one order of hidden units."),
@@ -54,7 +56,12 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
-zoo_app = App(name="zoo", help="Train, import, export and share zoos of networks, or look into one.", sort_key=0.5)
+zoo_app = App(
+    name="zoo",
+    help="Train, import, export and share zoos of networks, or look into one.",
+    sort_key=0.5,
+    config=published_recipe,
+)
 app.command(zoo_app)
 align_app = App(name="align", help="Bring networks into one order of hidden units.", sort_key=0.7)
 app.command(align_app)

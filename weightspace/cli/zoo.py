@@ -9,33 +9,45 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from weightspace.cli.recipes import OPTION
 from weightspace.errors import ZooError
 from weightspace.networks import Layout
 from weightspace.zoo import Zoo
 from weightspace.zoo import check as check_zoo
 from weightspace.zoo import open as open_zoo
+from weightspace.zoo.backends import Backend
 from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train as train_zoo
 
+SCORES = {"metric.test_accuracy": ("test accuracy", 1, 3), "metric.psnr": ("PSNR in decibels", 50, 1)}
+"""Metrics shown with their distribution: name, end of the scale, digits."""
 BINS = 20
+SHOWN_LAYOUTS = 4
 BARS = " ▁▂▃▄▅▆▇█"
 
 
 def train(
     path: Path,
     *,
+    published: Annotated[str | None, Parameter(name=OPTION)] = None,
     recipe: Annotated[Recipe, Parameter(name="*")] = Recipe(),  # noqa: B008 - frozen
     data_root: Path | None = None,
     workers: int | None = None,
+    backend: Backend = "processes",
+    device: str = "cpu",
 ) -> None:
     """Train a zoo into a folder, or finish one that was interrupted.
 
     Args:
         path: Folder of the zoo.
+        published: Name of a published zoo (`weightspace zoo recipes` lists them): its values where no option is given.
         data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.
         workers: Processes; one a core by default.
+        backend: Processes of this machine, or the Ray cluster of RAY_ADDRESS.
+        device: cpu, or a GPU as PyTorch names it.
     """
-    zoo = train_zoo(path, recipe, data_root=data_root, workers=workers)
+    # `published` has filled `recipe` before this function is called
+    zoo = train_zoo(path, recipe, data_root=data_root, workers=workers, backend=backend, device=device)
     Console().print(f"{len(zoo.models)} networks, {len(zoo)} checkpoints: {path}", highlight=False)
 
 
@@ -83,17 +95,19 @@ def _facts(zoo: Zoo) -> Table:
     steps = sorted(zoo.table["step"].unique())
     table.add_row("models", str(len(zoo.models)))
     table.add_row("checkpoints", f"{zoo.table.height}, at epochs {', '.join(map(str, steps))}")
-    table.add_row("parameters", ", ".join(_parameters(zoo)))
-    table.add_row("network", _plain(zoo.header.get("network")))
+    table.add_row("parameters", _parameters(zoo))
+    several = zoo.header.get("networks")
+    table.add_row("network", f"{len(several)} architectures" if several else _plain(zoo.header.get("network")))
     table.add_row("data set", _plain(zoo.header.get("dataset")))
     table.add_row("made by", _plain(zoo.header.get("created_by")))
     table.add_row("NaN or infinite weights", f"{_damaged(zoo)} checkpoints")
     last = zoo.last().table
-    accuracy = last.get_column("metric.test_accuracy", default=pl.Series([], dtype=pl.Float64)).drop_nulls().drop_nans()
-    if len(accuracy):
-        table.add_row("last test accuracy", Text(f"0 [{histogram(accuracy)}] 1"))
-        low, middle, high = (float(accuracy.quantile(q) or 0) for q in (0, 0.5, 1))
-        table.add_row("", f"lowest {low:.3f}, median {middle:.3f}, highest {high:.3f}")
+    for column, (label, scale, digits) in SCORES.items():
+        values = last.get_column(column, default=pl.Series([], dtype=pl.Float64)).drop_nulls().drop_nans()
+        if len(values):
+            table.add_row(f"last {label}", Text(f"0 [{histogram(values / scale)}] {scale}"))
+            low, middle, high = (float(values.quantile(q) or 0) for q in (0, 0.5, 1))
+            table.add_row("", f"lowest {low:.{digits}f}, median {middle:.{digits}f}, highest {high:.{digits}f}")
     return table
 
 
@@ -122,9 +136,13 @@ def histogram(shares: pl.Series) -> str:
     return "".join(BARS[-(-count * (len(BARS) - 1) // max(*counts, 1))] for count in counts)
 
 
-def _parameters(zoo: Zoo) -> list[str]:
-    layouts = {digest: Layout.from_json(zoo.header["layouts"][digest]) for digest in zoo.table["layout"].unique()}
-    return sorted(f"{layout.parameters:,} (layout {digest})" for digest, layout in layouts.items())
+def _parameters(zoo: Zoo) -> str:
+    sizes = {
+        digest: Layout.from_json(zoo.header["layouts"][digest]).parameters for digest in zoo.table["layout"].unique()
+    }
+    if len(sizes) > SHOWN_LAYOUTS:
+        return f"{min(sizes.values()):,} to {max(sizes.values()):,} in {len(sizes)} layouts"
+    return ", ".join(sorted(f"{size:,} (layout {digest})" for digest, size in sizes.items()))
 
 
 def _damaged(zoo: Zoo) -> int:

@@ -6,35 +6,62 @@ from dataclasses import asdict, fields
 import cattrs
 
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
-from weightspace.networks.cnn import CNN, cnn, cnn_l, cnn_s
+from weightspace.networks.cnn import CNN, arch2, cnn, cnn_l, cnn_s
 from weightspace.networks.inference import layout_from_state
 from weightspace.networks.layout import Layout, TensorSpec
 from weightspace.networks.mlp import MLP, mlp
+from weightspace.networks.pooled_cnn import PooledCNN, arch1, small_cnn
 from weightspace.networks.resnet import ResNet18, resnet18
+from weightspace.networks.siren import SIREN, siren, siren_dws, siren_wave
+from weightspace.networks.vit import ViT, transformer, vit
+from weightspace.networks.wild_park import WildPark, wild_park
 
 __all__ = [
     "CNN",
     "MLP",
+    "SIREN",
+    "Classifier",
     "Layout",
     "Network",
+    "PooledCNN",
     "ResNet18",
     "TensorSpec",
+    "ViT",
+    "WildPark",
     "by_name",
     "from_json",
     "layout_from_state",
     "names",
     "to_json",
+    "wild_park",
 ]
 
-Network = CNN | MLP | ResNet18
+Classifier = CNN | MLP | PooledCNN | ResNet18 | ViT | WildPark
+Network = Classifier | SIREN
 
-_FAMILIES: dict[str, type[Network]] = {"CNN": CNN, "MLP": MLP, "ResNet18": ResNet18}
+_FAMILIES: dict[str, type[Network]] = {
+    "CNN": CNN,
+    "MLP": MLP,
+    "PooledCNN": PooledCNN,
+    "ResNet18": ResNet18,
+    "SIREN": SIREN,
+    "ViT": ViT,
+    "WildPark": WildPark,
+}
 _PRESETS: dict[str, Callable[[tuple[int, int, int], int], Network]] = {
+    "arch1": arch1,
+    "arch2": arch2,
     "cnn": cnn,
     "cnn_s": cnn_s,
     "cnn_l": cnn_l,
     "mlp": mlp,
     "resnet18": resnet18,
+    "siren": siren,
+    "siren_dws": siren_dws,
+    "siren_wave": siren_wave,
+    "small_cnn": small_cnn,
+    "transformer": transformer,
+    "vit": vit,
 }
 _converter = cattrs.Converter(forbid_extra_keys=True)
 

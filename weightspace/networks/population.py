@@ -9,8 +9,7 @@ Axes: m network, p parameter, b image in a batch, n image, k class.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from math import prod, sqrt
-from typing import Literal
+from math import prod
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,13 +17,26 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
-from weightspace.errors import ConfigError, DatasetError, unknown_name
-from weightspace.networks import Network, streams
+from weightspace.errors import ConfigError, DatasetError
+from weightspace.networks import SIREN, Classifier, Network, WildPark, streams
 from weightspace.networks.blocks import Dropout
+from weightspace.networks.initialisation import INITIALISATIONS, initial_rows
 from weightspace.networks.layout import Layout
+from weightspace.networks.optimisers import OptimiserName, PopulationOptimiser, Schedule
 
-INITIALISATIONS = ("kaiming_uniform", "kaiming_normal", "xavier_uniform", "xavier_normal", "uniform", "normal")
-_SUBSET, _INIT, _ORDER, _DROPOUT = 1, 1_000, 1_000_000, 1_000_000_000  # first stream number of each use
+__all__ = [
+    "INITIALISATIONS",
+    "Hyperparameters",
+    "initial_rows",
+    "population_logits",
+    "population_metrics",
+    "subset_sizes",
+    "subset_weights",
+    "train_population",
+    "with_activation",
+]
+
+_SUBSET, _ORDER, _DROPOUT = 1, 1_000_000, 1_000_000_000  # first stream number of each use
 _MODELS, _IMAGES = 32, 125  # block of a forward pass without gradients: larger ones leave the processor cache
 
 
@@ -41,7 +53,7 @@ def population_logits(
     >>> population_logits(MLP(), torch.zeros(3, 1060), torch.zeros(5, 1, 8, 8)).shape
     torch.Size([3, 5, 10])
     """
-    _check_images(network, images)
+    network = _classifier(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)), in_dims=(0, None))
@@ -81,43 +93,6 @@ def population_metrics(
     return (torch.cat(losses) * share).sum(1), (torch.cat(hits) * share).sum(1).clamp(0, 1)
 
 
-def initial_rows(
-    network: Network, seeds: Int64[Tensor, " m"], init: str, scale: Float[Tensor, " m"]
-) -> Float[Tensor, "m p"]:
-    """Fresh weights; biases are zero, norms are ones.
-
-    Args:
-        init: `kaiming_*` and `xavier_*` follow He et al. (2015, gain √2) and Glorot and Bengio (2010); `uniform` is
-            U(0, 1) and `normal` N(0, 1), as in the Model Zoos (Schürholt et al., 2022).
-        scale: Factor on all weights, per network.
-
-    Raises:
-        UnknownName: There is no such initialisation.
-
-    >>> from weightspace.networks import MLP
-    >>> initial_rows(MLP(), torch.tensor([1, 2]), "kaiming_uniform", torch.ones(2)).shape
-    torch.Size([2, 1060])
-    """
-    if init not in INITIALISATIONS:
-        raise unknown_name("initialisation", init, INITIALISATIONS)
-    layout = Layout.of(network.build())
-    rows = torch.zeros(len(seeds), layout.parameters, device=seeds.device)
-    for number, (spec, place) in enumerate(zip(layout.tensors, layout.slices.values(), strict=True)):
-        if spec.layer == "norm":
-            rows[:, place] = float(spec.role in ("weight", "running_var"))
-        elif spec.role == "weight":
-            fan_out, fan_in = spec.shape[0] * prod(spec.shape[2:]), prod(spec.shape[1:])
-            std = {"kaiming": sqrt(2 / fan_in), "xavier": sqrt(2 / (fan_in + fan_out))}.get(init.split("_")[0], 1.0)
-            if init.endswith("normal"):
-                values = std * streams.normal(seeds, _INIT + number, spec.size)
-            elif init == "uniform":
-                values = streams.uniform(seeds, _INIT + number, spec.size)
-            else:
-                values = sqrt(3) * std * (2 * streams.uniform(seeds, _INIT + number, spec.size) - 1)
-            rows[:, place] = values * scale[:, None]
-    return rows
-
-
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
     """What each network of a population is trained with; tensors `[m]`.
@@ -135,12 +110,27 @@ class Hyperparameters:
     dropout: Float[Tensor, " m"]
     train_fraction: Float[Tensor, " m"]
     """Share of the training images that the network sees."""
+    momentum: Float[Tensor, " m"] | None = None
+    """Of SGD; 0.9 for all when missing."""
 
     def __post_init__(self):
         if bool((self.train_fraction <= 0).any()) or bool((self.train_fraction > 1).any()):
             raise ConfigError("train_fraction must lie in (0, 1]")
         if bool((self.dropout < 0).any()) or bool((self.dropout >= 1).any()):
             raise ConfigError("dropout must lie in [0, 1)")
+
+    def optimiser(
+        self, name: OptimiserName, rows: Float[Tensor, "m p"], *, schedule: Schedule, steps: int
+    ) -> PopulationOptimiser:
+        """The optimiser of these networks, at its start.
+
+        Raises:
+            UnknownName: There is no such optimiser or schedule.
+        """
+        momentum = torch.full_like(self.learning_rate, 0.9) if self.momentum is None else self.momentum
+        return PopulationOptimiser(
+            name, rows, self.learning_rate, self.weight_decay, momentum, schedule=schedule, steps=steps
+        )
 
 
 def subset_sizes(fraction: Float[Tensor, " m"], images: int, classes: int) -> Int64[Tensor, " m"]:
@@ -161,14 +151,15 @@ def train_population(
     *,
     epochs: int,
     batch_size: int,
-    optimiser: Literal["adam", "sgd"] = "adam",
+    optimiser: OptimiserName = "adam",
+    schedule: Schedule = "constant",
     checkpoints: Collection[int] | None = None,
 ) -> Iterator[tuple[int, Float[Tensor, "m p"], Float[Tensor, " m"]]]:
     """Train a population and yield it at its checkpoints.
 
     An epoch is `n // batch_size` steps for every network; one with a smaller `train_fraction` sees its own images
-    several times in an epoch, so equal epochs mean equal compute. SGD has momentum 0.9; Adam is Kingma and Ba (2015)
-    with PyTorch's defaults.
+    several times in an epoch, so equal epochs mean equal compute. Running statistics of batch normalisation follow
+    each network's own batches with momentum 0.1. All tensors lie on one device.
 
     Args:
         rows: Weights to start from; not changed.
@@ -178,68 +169,44 @@ def train_population(
         Epoch, a copy of the rows, and 1.0 for every network that has diverged (its row is its last finite one).
 
     Raises:
-        ConfigError: The network has batch normalisation, or the batch is larger than the data.
-        UnknownName: There is no such optimiser.
+        ConfigError: The batch is larger than the data.
+        UnknownName: There is no such optimiser or schedule.
         DatasetError: The images have another shape than the network's.
     """
-    if optimiser not in ("adam", "sgd"):
-        raise unknown_name("optimiser", optimiser, ("adam", "sgd"))
     if not 1 <= batch_size <= len(images):
         raise ConfigError(f"batch_size must lie between 1 and the {len(images)} training images, got {batch_size}")
-    _check_images(network, images)
+    network = _classifier(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
-    check_trainable(layout)
     h = hyperparameters
+    steps_per_epoch = len(images) // batch_size
+    state = h.optimiser(optimiser, rows, schedule=schedule, steps=epochs * steps_per_epoch)
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
+    statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in ("running_mean", "running_var")}
+    for part in module.modules():
+        part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)))
     sizes = subset_sizes(h.train_fraction, len(images), network.classes)
     subset = streams.permutation(h.seeds, _SUBSET, len(images))
-    learning_rate, weight_decay = h.learning_rate[:, None], h.weight_decay[:, None]
-    first, second = torch.zeros_like(rows), torch.zeros_like(rows)
-    rows, diverged = rows.clone(), torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
-    steps_per_epoch, step = len(images) // batch_size, 0
 
     def wanted(epoch: int) -> bool:
         return checkpoints is None or epoch in checkpoints
 
     if wanted(0):
-        yield 0, rows.clone(), diverged[:, 0].float()
+        yield 0, state.rows.clone(), state.diverged[:, 0].float()
     for epoch in range(1, epochs + 1):
         order = subset.gather(1, streams.permutation(h.seeds, _ORDER + epoch, len(images)) % sizes[:, None])
         for batch in order[:, : steps_per_epoch * batch_size].split(batch_size, dim=1):
-            step += 1
-            rows.requires_grad_(True)
-            state = layout.unflatten(rows) | _dropout_masks(h, keep_shapes, batch_size, step)
-            logits = forward(state, images[batch])
+            rows = state.rows.detach().requires_grad_(True)
+            # the forward pass of a norm writes into its statistics, so it gets copies
+            running = {name: rows.detach()[:, place].clone() for name, place in statistics.items()}
+            masks = _dropout_masks(h, keep_shapes, batch_size, state.steps_done + 1)
+            logits = forward(layout.unflatten(rows) | running | masks, images[batch])
             loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum") / batch_size
             (gradient,) = torch.autograd.grad(loss, rows)
-            with torch.no_grad():
-                rows = rows.detach()
-                gradient = gradient + weight_decay * rows
-                if optimiser == "adam":
-                    first = torch.lerp(gradient, first, 0.9)
-                    second = torch.lerp(gradient.square(), second, 0.999)
-                    scale = (second / (1 - 0.999**step)).sqrt().add_(1e-8)
-                    update = first / (1 - 0.9**step) / scale
-                else:
-                    first = 0.9 * first + gradient
-                    update = first
-                proposed = rows - learning_rate * update
-                diverged |= ~proposed.isfinite().all(dim=1, keepdim=True)
-                rows = torch.where(diverged, rows, proposed)
+            state.step(gradient, [(place, running[name]) for name, place in statistics.items()])
         if wanted(epoch):
-            yield epoch, rows.clone(), diverged[:, 0].float()
-
-
-def check_trainable(layout: Layout) -> None:
-    """Refuse what `train_population` cannot train.
-
-    Raises:
-        ConfigError: The network has batch normalisation, whose running statistics the optimiser does not make.
-    """
-    if any(spec.layer == "norm" for spec in layout.tensors):
-        raise ConfigError("population training does not support batch normalisation; choose a network without it")
+            yield epoch, state.rows.clone(), state.diverged[:, 0].float()
 
 
 def subset_weights(hyperparameters: Hyperparameters, images: int, classes: int) -> Float[Tensor, "m n"]:
@@ -257,16 +224,25 @@ def with_activation(network: Network, name: str) -> Network:
     >>> from weightspace.networks import MLP
     >>> with_activation(MLP(), "tanh").activation
     'tanh'
+
+    Raises:
+        ConfigError: The network does not have one activation for all its layers.
     """
+    if isinstance(network, SIREN | WildPark):
+        raise ConfigError(f"a {type(network).__name__} does not have one activation that could be another")
     return replace(network, activation=name)
 
 
-def _check_images(network: Network, images: Tensor) -> None:
+def _classifier(network: Network, images: Tensor) -> Classifier:
+    """The network, if it classifies such images."""
+    if isinstance(network, SIREN):
+        raise ConfigError("a SIREN is one signal and classifies no images; fit it with fit_population")
     if tuple(images.shape[1:]) != network.image_shape:
         raise DatasetError(
             f"the network is made for images of shape {network.image_shape}, got {tuple(images.shape[1:])}: "
             "use the data set that it was trained on"
         )
+    return network
 
 
 def _dropout_shapes(module: nn.Module, image: Tensor) -> dict[str, tuple[int, ...]]:

@@ -1,70 +1,33 @@
-"""Train a zoo: a recipe becomes work units, each a vectorised population, run in this process or in a process pool.
+"""Train a zoo: a recipe becomes work units, run in this process, in a process pool or on a Ray cluster.
 
-A unit holds networks of one activation and optimiser. It is a function of the recipe and its number alone, and it is
-committed to the store as one part: a killed run repeats the units in flight and ends with the same zoo. Workers train
-and this process commits: one that outlives a killed run writes nothing.
+Each unit is committed to the store as one part: a killed run repeats the units in flight and ends with the same zoo.
+Workers train and this process commits: one that outlives a killed run writes nothing.
 """
 
 import platform
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
+from time import monotonic
 
 import joblib
-import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 import weightspace
-from weightspace import datasets, networks
+from weightspace import networks
 from weightspace.errors import ConfigError, DatasetError
 from weightspace.networks.layout import Layout
-from weightspace.networks.population import (
-    Hyperparameters,
-    check_trainable,
-    initial_rows,
-    population_metrics,
-    subset_weights,
-    train_population,
-    with_activation,
-)
 from weightspace.progress import progress_bar
-from weightspace.zoo.recipe import Recipe
+from weightspace.zoo.backends import Backend, Trained, run_units
+from weightspace.zoo.recipe import WAVES, Recipe
 from weightspace.zoo.store import Zoo, ZooWriter
 from weightspace.zoo.store import open as open_zoo
+from weightspace.zoo.units import Data, Unit, load_data, train_unit, unit_network, units
 
-UNIT_MODELS = 24
-"""Networks trained together: enough to fill a core's vector units, few enough to lose little in a crash."""
-
-Trained = tuple[str, np.ndarray, pl.DataFrame]
-"""Part, rows and table of a unit."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Networks trained as one population, and the name of the part they are committed as."""
-
-    part: str
-    plan: pl.DataFrame
-
-
-def units(recipe: Recipe) -> list[Unit]:
-    """The recipe's networks in groups of one activation and optimiser.
-
-    >>> sum(len(unit.plan) for unit in units(Recipe(models=50)))
-    50
-    """
-    found = []
-    for _, group in sorted(recipe.plan().group_by("config.activation", "config.optimiser")):
-        group = group.sort("model")
-        count = -(-len(group) // UNIT_MODELS)
-        for i in range(count):
-            some = group[len(group) * i // count : len(group) * (i + 1) // count]
-            found.append(some)
-    return [Unit(f"{number:05d}", plan) for number, plan in enumerate(found)]
+SCORES = {"metric.test_accuracy": "test accuracy", "metric.psnr": "PSNR", "metric.mse": "squared error"}
+"""What the progress bar shows, of the first one that there is."""
 
 
 def train(
@@ -73,19 +36,25 @@ def train(
     *,
     data_root: Path | str | None = None,
     workers: int | None = None,
+    backend: Backend = "processes",
+    device: str = "cpu",
 ) -> Zoo:
     """Train the recipe's zoo into a folder, or finish it there.
 
     Args:
         path: Folder of the zoo, new or with a part of this zoo.
-        data_root: Folder of image data sets; the environment variable `WEIGHTSPACE_DATA` when missing.
-        workers: Processes; one a core when missing, 1 trains in this process.
+        data_root: Folder of image data sets; the environment variable `WEIGHTSPACE_DATA` when missing. On a cluster
+            every machine reads it.
+        workers: Processes; one a core when missing, 1 trains in this process. On a GPU one is enough.
+        backend: `processes` on this machine, or `ray`: the cluster of `RAY_ADDRESS`, or a local one.
+        device: `cpu`, or a GPU as PyTorch names it.
 
     Raises:
         ZooError: The folder holds another zoo.
         DatasetError: The images cannot be read.
-        ConfigError: The network cannot be trained as a population, the batch is larger than the data, or there is no
-            worker.
+        ConfigError: The images do not fit the network, the batch is larger than the data, or there is no worker or
+            device.
+        MissingExtra: Ray is not installed.
 
     >>> import tempfile
     >>> zoo = train(tempfile.mkdtemp() + "/zoo", Recipe(models=2, epochs=1, train_limit=64), workers=1)
@@ -94,19 +63,45 @@ def train(
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"workers must be at least 1, got {workers}")
+    _check_device(device)
     root = None if data_root is None else Path(data_root).resolve()
-    data = datasets.load(recipe.data, root, train_limit=recipe.train_limit, seed=recipe.seed)
-    network = networks.by_name(recipe.network, data.image_shape, data.classes)
-    layout = Layout.of(network.build())
-    check_trainable(layout)
-    if recipe.batch_size > len(data.train_images):
-        raise ConfigError(
-            f"batch_size {recipe.batch_size} is larger than the {len(data.train_images)} training images of "
-            f"{recipe.data}; make it smaller"
-        )
-    header = {
-        "network": networks.to_json(network),
-        "dataset": {"name": data.name, "digest": data.digest, "image_shape": list(data.image_shape)},
+    data = load_data(recipe, root)
+    made = units(recipe)
+    header, layouts = _header(recipe, data, made)
+    writer = ZooWriter.create(Path(path), header, list(dict.fromkeys(layouts.values())))
+    done = writer.parts()
+    pending = [unit for unit in made if unit.part not in done]
+    workers = min(workers or (joblib.cpu_count() if device == "cpu" else 1), len(pending))
+    if workers > 1 or backend != "processes":
+        work = partial(_train_in_worker, recipe, root, _digest(data), device)
+    else:
+        work = partial(_train_here, recipe, data, device)
+    with progress_bar(f"training {recipe.models} networks", recipe.models) as advance:
+        finished = recipe.models - sum(len(unit.plan) for unit in pending)
+        advance(finished)
+        begin, trained, total = monotonic(), 0, 0.0
+        for part, rows, table in run_units(work, pending, backend=backend, workers=workers):
+            writer.append(part, torch.from_numpy(rows), table, layouts[part])
+            final = table.filter(pl.col("step") == pl.col("step").max())
+            score = next(name for name in SCORES if name in final.columns)
+            trained, total = trained + len(final), total + float(final[score].fill_nan(0).sum())
+            rate = 60 * trained / (monotonic() - begin)
+            advance(len(final), f"{rate:.3g} models a minute, {SCORES[score]} {total / trained:.3f}")
+    return open_zoo(path)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used ({reason}): use cpu, or a GPU that is there") from error
+
+
+def _header(recipe: Recipe, data: Data, made: Sequence[Unit]) -> tuple[dict, dict[str, Layout]]:
+    """The content of `zoo.json`, and the layout of every part."""
+    header: dict = {
+        "dataset": _describe(data),
         "recipe": {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(recipe).items()},
         "created_by": {
             "weightspace": weightspace.__version__,
@@ -114,96 +109,39 @@ def train(
             "python": platform.python_version(),
         },
     }
-    writer = ZooWriter.create(Path(path), header, [layout])
-    done = writer.parts()
-    pending = [unit for unit in units(recipe) if unit.part not in done]
-    workers = min(workers or joblib.cpu_count(), len(pending))
-    with progress_bar(f"training {recipe.models} networks", recipe.models) as advance:
-        advance(recipe.models - sum(len(unit.plan) for unit in pending))
-        for part, rows, table in _trained(recipe, data, root, pending, workers):
-            writer.append(part, torch.from_numpy(rows), table)
-            final = table.filter(pl.col("step") == pl.col("step").max())
-            advance(len(final), f"test accuracy {final['metric.test_accuracy'].to_numpy().mean():.3f}")
-    return open_zoo(path)
+    if "network" in made[0].plan.columns:
+        named = {unit.plan["network"][0]: unit_network(recipe, data, unit.plan) for unit in made}
+        layouts = {name: Layout.of(network.build()) for name, network in named.items()}
+        header["networks"] = {name: networks.to_json(network) for name, network in named.items()}
+        return header, {unit.part: layouts[unit.plan["network"][0]] for unit in made}
+    network = unit_network(recipe, data, made[0].plan.drop("config.activation", strict=False))
+    header["network"] = networks.to_json(network)
+    return header, dict.fromkeys((unit.part for unit in made), Layout.of(network.build()))
 
 
-def _trained(
-    recipe: Recipe, data: datasets.Dataset, root: Path | None, pending: Iterable[Unit], workers: int
-) -> Iterator[Trained]:
-    """The units as they are finished."""
-    if workers > 1:
-        pool = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1, pre_dispatch=workers)
-        yield from pool(joblib.delayed(_train_in_worker)(recipe, root, data.digest, unit) for unit in pending)
-    else:
-        for unit in pending:
-            rows, table = train_unit(recipe, data, unit.plan)
-            yield unit.part, rows.numpy(), table
+def _describe(data: Data) -> dict:
+    if data is None:
+        return {"name": WAVES}
+    return {"name": data.name, "digest": data.digest, "image_shape": list(data.image_shape)}
 
 
-def _train_in_worker(recipe: Recipe, root: Path | None, digest: str, unit: Unit) -> Trained:
-    data = _dataset(recipe.data, root, recipe.train_limit, recipe.seed, digest)
-    rows, table = train_unit(recipe, data, unit.plan)
+def _digest(data: Data) -> str:
+    return "" if data is None else data.digest
+
+
+def _train_here(recipe: Recipe, data: Data, device: str, unit: Unit) -> Trained:
+    rows, table = train_unit(recipe, data, unit.plan, device)
     return unit.part, rows.numpy(), table
 
 
+def _train_in_worker(recipe: Recipe, root: Path | None, digest: str, device: str, unit: Unit) -> Trained:
+    return _train_here(recipe, _data(recipe, root, digest), device, unit)
+
+
 @lru_cache(maxsize=1)
-def _dataset(name: str, root: Path | None, train_limit: int | None, seed: int, digest: str) -> datasets.Dataset:
+def _data(recipe: Recipe, root: Path | None, digest: str) -> Data:
     """Read once a worker; the digest is part of the key, since workers live longer than a zoo and files may change."""
-    data = datasets.load(name, root, train_limit=train_limit, seed=seed)
-    if data.digest != digest:
-        raise DatasetError(f"the images of {name} changed while the zoo was training; train into a new folder")
+    data = load_data(recipe, root)
+    if _digest(data) != digest:
+        raise DatasetError(f"the images of {recipe.data} changed while the zoo was training; train into a new folder")
     return data
-
-
-def train_unit(recipe: Recipe, data: datasets.Dataset, plan: pl.DataFrame) -> tuple[Float[Tensor, "n p"], pl.DataFrame]:
-    """Train networks of one activation and optimiser as one population.
-
-    Args:
-        plan: Some rows of the recipe's plan.
-
-    Returns:
-        Weights and table of the checkpoints, ordered by network, then epoch.
-
-    >>> recipe = Recipe(models=2, epochs=1, activation=("relu",))
-    >>> rows, table = train_unit(recipe, datasets.load("digits"), recipe.plan())
-    >>> rows.shape, table["step"].to_list()
-    (torch.Size([4, 1060]), [0, 1, 0, 1])
-    """
-    network = networks.by_name(recipe.network, data.image_shape, data.classes)
-    network = with_activation(network, plan["config.activation"][0])
-    factors = {name: torch.tensor(plan[f"config.{name}"].to_list()) for name in _PER_NETWORK}
-    h = Hyperparameters(seeds=torch.tensor(plan["config.seed"].to_list()), **factors)
-    rows = torch.empty(len(plan), Layout.of(network.build()).parameters)
-    for init in plan["config.init"].unique():
-        place = torch.from_numpy((plan["config.init"] == init).to_numpy())
-        scale = torch.tensor(plan["config.init_scale"].to_list())[place]
-        rows[place] = initial_rows(network, h.seeds[place], init, scale)
-    seen = subset_weights(h, len(data.train_images), data.classes)
-    tables, kept = [], []
-    # one thread: the pool has a process a core, and small kernels lose more by waiting for each other than they win
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        stages = train_population(
-            network, rows, h, data.train_images, data.train_labels, epochs=recipe.epochs,
-            batch_size=recipe.batch_size, optimiser=plan["config.optimiser"][0], checkpoints=recipe.kept_epochs,
-        )  # fmt: skip
-        for epoch, trained, diverged in stages:
-            metrics = {"step": [epoch] * len(plan), "metric.diverged": (diverged > 0).tolist()}
-            for part, weights in (("train", seen), ("validation", None), ("test", None)):
-                images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
-                loss, accuracy = population_metrics(network, trained, images, labels, weights)
-                metrics |= {f"metric.{part}_loss": loss.tolist(), f"metric.{part}_accuracy": accuracy.tolist()}
-            tables.append(plan.with_columns(pl.DataFrame(metrics)).with_columns(order=pl.int_range(len(plan))))
-            kept.append(trained)
-    finally:
-        torch.set_num_threads(threads)
-    table = pl.concat(tables).with_columns(
-        (pl.col("metric.train_accuracy") - pl.col("metric.test_accuracy")).alias("metric.generalisation_gap"),
-        pl.int_range(pl.len()).alias("position"),
-    )
-    table = table.sort("order", "step")
-    return torch.cat(kept)[table["position"].to_list()], table.drop("order", "position")
-
-
-_PER_NETWORK = ("learning_rate", "weight_decay", "dropout", "train_fraction")

@@ -1,0 +1,122 @@
+"""Optimisers of populations: one step of every network with its own learning rate, weight decay and momentum.
+
+    adam      Kingma and Ba (2015) with PyTorch's defaults; weight decay is an L2 penalty
+    adamw     Loshchilov and Hutter (2019): weight decay apart from the gradient
+    sgd       with momentum, as in PyTorch
+    rmsprop   Tieleman and Hinton (2012) with the constants of Keras: decay 0.9, epsilon 1e-7
+
+Axes: m network, p parameter.
+"""
+
+from collections.abc import Iterable
+from math import cos, pi
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from weightspace.errors import unknown_name
+
+OptimiserName = Literal["adam", "adamw", "sgd", "rmsprop"]
+Schedule = Literal["constant", "one_cycle"]
+OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+_WARM_UP, _START, _END = 0.3, 25, 1e4
+
+
+def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Factor on the learning rate at a step.
+
+    `one_cycle` rises from 1/25 to 1 in the first 30 % of the steps and falls to 1/250 000 (Smith and Topin, 2019, with
+    PyTorch's cosines and defaults; momentum stays as it is).
+
+    Args:
+        step: Counted from 1 to `steps`.
+
+    >>> [round(schedule_factor("one_cycle", step, 20), 3) for step in (1, 6, 20)]
+    [0.04, 1.0, 0.0]
+    """
+    if schedule == "constant":
+        return 1.0
+    peak = _WARM_UP * steps - 1
+    low, high, share = (1 / _START, 1.0, (step - 1) / peak) if step - 1 <= peak else (
+        1 / (_START * _END), 1.0, (steps - step) / max(1e-9, steps - 1 - peak)
+    )  # fmt: skip
+    return low + (high - low) * (1 - cos(pi * share)) / 2
+
+
+class PopulationOptimiser:
+    """Rows on their way down; a network whose proposed row is not finite stays where it is, for good.
+
+    Args:
+        rows: Where the networks start; not changed.
+        learning_rate: Per network, `[m]`; so are weight decay and momentum.
+        momentum: Of `sgd`; the others do not have it.
+        steps: Steps of the whole run, for the schedule.
+
+    Raises:
+        UnknownName: There is no such optimiser or schedule.
+
+    >>> one = torch.ones(1)
+    >>> sgd = PopulationOptimiser("sgd", torch.ones(1, 2), one / 2, one * 0, one * 0, schedule="constant", steps=1)
+    >>> sgd.step(torch.ones(1, 2))
+    >>> sgd.rows
+    tensor([[0.5000, 0.5000]])
+    """
+
+    def __init__(
+        self,
+        name: OptimiserName,
+        rows: Float[Tensor, "m p"],
+        learning_rate: Float[Tensor, " m"],
+        weight_decay: Float[Tensor, " m"],
+        momentum: Float[Tensor, " m"],
+        *,
+        schedule: Schedule,
+        steps: int,
+    ):
+        if name not in OPTIMISERS:
+            raise unknown_name("optimiser", name, OPTIMISERS)
+        if schedule not in SCHEDULES:
+            raise unknown_name("schedule", schedule, SCHEDULES)
+        self.name, self.schedule, self.steps, self.steps_done = name, schedule, steps, 0
+        self.rows = rows.clone()
+        self.diverged: Bool[Tensor, "m 1"] = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+        self._learning_rate, self._weight_decay = learning_rate[:, None], weight_decay[:, None]
+        self._momentum = momentum[:, None]
+        self._first, self._second = torch.zeros_like(rows), torch.zeros_like(rows)
+
+    @torch.no_grad()
+    def step(self, gradient: Float[Tensor, "m p"], fixed: Iterable[tuple[slice, Tensor]] = ()) -> None:
+        """One step of every network that has not diverged.
+
+        Args:
+            fixed: New values of the parts of the rows that no gradient makes, running statistics for example.
+        """
+        self.steps_done += 1
+        learning_rate = self._learning_rate
+        if self.schedule != "constant":
+            learning_rate = learning_rate * schedule_factor(self.schedule, self.steps_done, self.steps)
+        proposed = self.rows
+        if self.name == "adamw":
+            proposed = proposed * (1 - learning_rate * self._weight_decay)
+        else:
+            gradient = gradient + self._weight_decay * self.rows
+        proposed = proposed - learning_rate * self._update(gradient)
+        for place, values in fixed:
+            proposed[:, place] = values
+        self.diverged |= ~proposed.isfinite().all(dim=1, keepdim=True)
+        self.rows = torch.where(self.diverged, self.rows, proposed)
+
+    def _update(self, gradient: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
+        if self.name == "sgd":
+            self._first = self._momentum * self._first + gradient
+            return self._first
+        if self.name == "rmsprop":
+            self._second = torch.lerp(gradient.square(), self._second, 0.9)
+            return gradient / (self._second.sqrt() + 1e-7)
+        self._first = torch.lerp(gradient, self._first, 0.9)
+        self._second = torch.lerp(gradient.square(), self._second, 0.999)
+        scale = (self._second / (1 - 0.999**self.steps_done)).sqrt().add_(1e-8)
+        return self._first / (1 - 0.9**self.steps_done) / scale
