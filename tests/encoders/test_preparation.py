@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.encoders.preparation import Preparation, aligned_rows
+from weightspace.encoders.preparation import Preparation, aligned_rows, groups_of
 from weightspace.errors import LayoutError, ZooError
-from weightspace.networks import Layout
-from weightspace.symmetry import chain_groups, gather_index, random_permutations
+from weightspace.networks import CNN, MLP, SIREN, Layout, PooledCNN, ResNet18, to_json
+from weightspace.networks.population import population_logits
+from weightspace.symmetry import chain_groups, gather_index, random_permutations, symmetry_of
 from weightspace.views.standardise import Standardisation
 from weightspace.zoo import Zoo
 
@@ -140,3 +141,44 @@ def test_standardisation_with_statistics_of_training_only(rows):
     wanted = Standardisation(preparation.scale.mean, preparation.scale.std).apply(preparation.aligned(held_out))
     assert torch.equal(preparation.apply(held_out), wanted)
     assert preparation.apply(held_out).abs().mean() > 2 * preparation.apply(zoo_of(rows[:6])).abs().mean()
+
+
+# --- which units may be renumbered ---------------------------------------------------------------------------------
+
+
+def test_networks_with_skips_are_aligned_by_their_traced_groups():
+    network = ResNet18(image_shape=(1, 8, 8), width=2)
+    layout, g = Layout.of(network.build()), torch.Generator().manual_seed(0)
+    row = torch.rand(layout.parameters, generator=g)  # norms with positive variances
+    groups = symmetry_of(network.build(), torch.zeros(2, 1, 8, 8)).groups
+    copies = row.expand(5, -1).gather(1, gather_index(layout, groups, random_permutations(groups, 5, g)))
+    table = pl.DataFrame({"model": list("abcde"), "step": [0] * 5})
+    zoo = Zoo.in_memory(copies, layout, table, {"network": to_json(network)})
+    assert not torch.equal(copies, row.expand(5, -1))
+    assert torch.equal(aligned_rows(zoo, row), row.expand(5, -1))
+    images = torch.randn(3, 1, 8, 8, generator=g)
+    aligned = aligned_rows(zoo, copies[0])
+    before, after = (population_logits(network, rows, images) for rows in (copies, aligned))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)  # sums in another order
+
+
+def test_the_network_of_a_layout_is_found_among_several():
+    wide, narrow = ResNet18(image_shape=(1, 8, 8), width=4), ResNet18(image_shape=(1, 8, 8), width=2)
+    header = {"networks": {"wide": to_json(wide), "narrow": to_json(narrow)}}
+    sizes = [group.size for group in groups_of(header, Layout.of(narrow.build()))]
+    assert sorted(set(sizes)) == [2, 4, 8, 16]
+
+
+def test_networks_that_nobody_described_are_refused_unless_they_are_chains():
+    layout = Layout.of(ResNet18(image_shape=(1, 8, 8), width=2).build())
+    with pytest.raises(LayoutError, match="not a plain chain"):
+        groups_of({}, layout)
+    assert groups_of({}, LAYOUT) == chain_groups(LAYOUT)
+
+
+@pytest.mark.parametrize("network", [MLP(), CNN(), CNN(bias=False, batch_norm=True), PooledCNN(), SIREN()])
+def test_chains_need_no_trace(network):
+    """Families whose groups are inferred have those that a trace finds."""
+    module = network.build()
+    example = torch.zeros(2, 2) if isinstance(network, SIREN) else torch.zeros(2, *network.image_shape)
+    assert groups_of({"network": to_json(network)}, Layout.of(module)) == symmetry_of(module, example).groups

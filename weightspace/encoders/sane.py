@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace import training
-from weightspace.encoders.preparation import Preparation
+from weightspace.encoders.preparation import Preparation, groups_of
 from weightspace.encoders.pretrained import Pretrained, provenance
 from weightspace.errors import ConfigError
 from weightspace.networks.layout import Layout
-from weightspace.symmetry import chain_groups, gather_index, random_permutations
+from weightspace.symmetry import PermutationGroup, gather_index, random_permutations
 from weightspace.training import TrainingConfig
 from weightspace.views.tokens import TokenView
 from weightspace.zoo import Zoo
@@ -324,7 +325,7 @@ class SANE(Pretrained):
 
         Raises:
             ZooError: A checkpoint has NaN weights.
-            LayoutError: The zoo's layout is not a plain chain, or the zoos differ in layout.
+            LayoutError: The zoo does not say what its networks compute and they are no plain chain, or layouts differ.
         """
         config = config or small(train.layout)
         optimisation = optimisation or TrainingConfig()
@@ -354,12 +355,17 @@ class SANE(Pretrained):
                 sane.save_pretrained(target)
         return sane
 
+    @cached_property
+    def groups(self) -> tuple[PermutationGroup, ...]:
+        """Units that may be renumbered in the networks it was fitted on."""
+        return groups_of(self.header, self.view.layout)
+
     def _views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Two noisy views of one random window of standardised rows; the second one permuted if so configured."""
         config, view = self.config, self.view
         second = rows
-        groups = chain_groups(view.layout)
-        if config.permuted_view and groups:  # a network of one layer has no hidden units
+        groups = self.groups if config.permuted_view else ()
+        if groups:  # a network of one layer has no hidden units
             index = gather_index(view.layout, groups, random_permutations(groups, len(rows), generator))
             second = rows.gather(1, index)
         length = min(config.window, view.count)

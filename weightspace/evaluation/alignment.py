@@ -27,7 +27,7 @@ def aligned_zoo(zoo: Zoo, *, seed: int = 0) -> Zoo:
     Returns:
         A zoo in memory with the same table; every function is unchanged.
     Raises:
-        LayoutError: The layout is not a plain chain.
+        LayoutError: The zoo does not say what its networks compute, and they are no plain chain.
         ZooError: A checkpoint has NaN weights, or the zoo has several layouts or less than three models.
 
     >>> import tempfile
