@@ -9,7 +9,6 @@ Axes: m network, p parameter, n unit of a group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from math import log
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
 from weightspace.symmetry.groups import PermutationGroup, Place, layer_of, unit_view
-from weightspace.symmetry.trace.exponents import Exponents, Kind
+from weightspace.symmetry.trace.exponents import Exponent, Exponents, Kind
 from weightspace.symmetry.trace.homogeneity import Scale
 
 
@@ -136,13 +135,13 @@ def scale_groups(layout: Layout, tensors: dict[str, Scale], system: Exponents) -
         tensors: Scales of the layout's tensors.
         system: The equations that they fulfil.
     """
-    found: dict[int, dict[tuple[str, int, Fraction], list[int]]] = {}
+    found: dict[int, dict[tuple[str, int, Exponent], list[int]]] = {}
     for spec in layout.tensors:
         for (axis,), forms in tensors.get(spec.name, {}).items():
             for index, number in enumerate(forms.tolist()):
                 for unknown, exponent in system.solution(number):
                     found.setdefault(unknown, {}).setdefault((spec.name, axis, exponent), []).append(index)
-    alike: dict[tuple, list[dict[tuple[str, int, Fraction], list[int]]]] = {}
+    alike: dict[tuple, list[dict[tuple[str, int, Exponent], list[int]]]] = {}
     for unknown in sorted(found):
         signature = tuple((place, len(indices)) for place, indices in found[unknown].items())
         alike.setdefault(signature, []).append(found[unknown])
@@ -163,13 +162,13 @@ def scale_groups(layout: Layout, tensors: dict[str, Scale], system: Exponents) -
     return tuple(groups)
 
 
-def _regular(table: dict[tuple[str, int, Fraction], np.ndarray]) -> tuple[list[tuple[Place, Fraction]], int]:
+def _regular(table: dict[tuple[str, int, Exponent], np.ndarray]) -> tuple[list[tuple[Place, Exponent]], int]:
     """Places of as many of the first units as lie regularly everywhere; indices are `[units, indices of a unit]`."""
     whole = {key: _repeated(key, indices) for key, indices in table.items()}
     size = min(len(indices) for indices in table.values())
     if any(place is None for place in whole.values()):
         size = min(_longest(indices) for indices in table.values())
-    places = list[tuple[Place, Fraction]]()
+    places = list[tuple[Place, Exponent]]()
     for (tensor, axis, exponent), indices in table.items():
         place = _repeated((tensor, axis, exponent), indices[:size])
         runs = [place] if place else [Place(tensor, axis, len(run), int(run[0])) for run in _runs(indices[0])]
@@ -181,7 +180,7 @@ def _runs(indices: np.ndarray) -> list[np.ndarray]:
     return np.split(indices, np.nonzero(np.diff(indices) != 1)[0] + 1)
 
 
-def _repeated(key: tuple[str, int, Fraction], indices: np.ndarray) -> Place | None:
+def _repeated(key: tuple[str, int, Exponent], indices: np.ndarray) -> Place | None:
     """The place, if all units follow each other in blocks, again and again."""
     block = len(_runs(indices[0])[0]) if len(indices) > 1 else indices.shape[1]
     size, repeats, start = len(indices), indices.shape[1] // block, int(indices[0, 0])

@@ -111,13 +111,14 @@ def verify(
         raise ConfigError(f"elements must be at least 1, got {elements}")
     network = _Network(module, symmetry, input, generator)
     checks = [_check_permutations(network, group, elements, generator) for group in symmetry.groups]
-    together = 0.0
+    checks += [_check_scales(network, group, elements, generator) for group in symmetry.scales]
+    exact = [group for group in symmetry.scales if group.exact]
+    rows = network.row.expand(elements, -1)
     if symmetry.groups:
-        index = gather_index(
-            symmetry.layout, symmetry.groups, random_permutations(symmetry.groups, elements, generator)
-        )
-        together = max(network.changes(network.row.expand(elements, -1).gather(1, index)))
-    return Verification(checks=tuple(checks), together=together)
+        permutations = random_permutations(symmetry.groups, elements, generator)
+        rows = rows.gather(1, gather_index(symmetry.layout, symmetry.groups, permutations))
+    rows = apply_scales(rows, symmetry.layout, exact, random_scales(exact, elements, generator))
+    return Verification(checks=tuple(checks), together=max(network.changes(rows)))
 
 
 class _Network:

@@ -102,7 +102,8 @@ class AxisTrace:
 
 def _idle(node: fx.Node) -> bool:
     """Whether the only randomness of an operation is a dropout that is switched off."""
-    return arguments(node).get("train") is False
+    args = arguments(node)
+    return args.get("train") is False or args.get("dropout_p") == 0
 
 
 def _freeze_different(value: Tensor, axes: Axes, what: str) -> None:

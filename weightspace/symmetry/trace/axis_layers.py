@@ -178,8 +178,6 @@ def _spatial(trace: AxisTrace, node: fx.Node, args: Args) -> Axes | list[Axes]:
 
 @rule("scaled_dot_product_attention")
 def _attention(trace: AxisTrace, node: fx.Node, args: Args) -> Axes:
-    if args["dropout_p"]:
-        raise NotImplementedError("with dropout is random")
     query, key, value = (trace.axes(args[name]) for name in ("query", "key", "value"))
     batches = [query[:-2], key[:-2], value[:-2]]
     if args["enable_gqa"] and query[-3].size != key[-3].size:

@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Int
 
 Kind = Literal["positive", "sign"]
-Form = tuple[tuple[int, Fraction], ...]
+Exponent = int | Fraction
+Form = tuple[tuple[int, Exponent], ...]
 Forms = Int[np.ndarray, "..."]
 ZERO = 0
 """Number of the form without terms: a value that is not scaled."""
@@ -38,7 +39,7 @@ class Exponents:
     def unknowns(self, count: int) -> Forms:
         """Forms of that many new unknowns."""
         first, self._count = self._count, self._count + count
-        return np.array([self._number(((first + i, Fraction(1)),)) for i in range(count)], dtype=np.int64)
+        return np.array([self._number(((first + i, 1),)) for i in range(count)], dtype=np.int64)
 
     def add(self, a: Forms, b: Forms) -> Forms:
         """Sums of forms, element by element."""
@@ -48,22 +49,22 @@ class Exponents:
         if not a.any():
             return b
         pairs, where = np.unique(np.stack([a.ravel(), b.ravel()]), axis=1, return_inverse=True)
-        sums = [self._number(self._sum(self._forms[i], self._forms[j])) for i, j in pairs.T]
+        sums = [self._number(self._sum(self._forms[i], self._forms[j])) for i, j in pairs.T.tolist()]
         return np.array(sums, dtype=np.int64)[where.ravel()].reshape(a.shape)
 
-    def times(self, a: Forms, factor: Fraction | int) -> Forms:
+    def times(self, a: Forms, factor: Exponent) -> Forms:
         """Multiples of forms, element by element."""
         found, where = np.unique(a, return_inverse=True)
-        multiples = [self._number(self._sum((), self._forms[i], Fraction(factor))) for i in found]
+        multiples = [self._number(self._sum((), self._forms[i], factor)) for i in found.tolist()]
         return np.array(multiples, dtype=np.int64)[where.ravel()].reshape(a.shape)
 
     def require_zero(self, a: Forms) -> None:
         """Each of the forms is zero: solve for its newest unknown."""
-        for number in np.unique(a):
+        for number in np.unique(a).tolist():
             form = self.solution(number)
             if form:
                 newest, factor = form[-1]
-                self._solved[newest] = self._sum((), form[:-1], -1 / factor)
+                self._solved[newest] = self._sum((), form[:-1], -factor if abs(factor) == 1 else -1 / Fraction(factor))
 
     def require_equal(self, a: Forms, b: Forms) -> None:
         """The forms are equal, element by element."""
@@ -76,17 +77,17 @@ class Exponents:
         while any(unknown in self._solved for unknown, _ in form):
             total: Form = ()
             for unknown, factor in form:
-                total = self._sum(total, self._solved.get(unknown, ((unknown, Fraction(1)),)), factor)
+                total = self._sum(total, self._solved.get(unknown, ((unknown, 1),)), factor)
             form = total
         return form
 
-    def _sum(self, a: Form, b: Form, factor: Fraction = Fraction(1)) -> Form:
+    def _sum(self, a: Form, b: Form, factor: Exponent = 1) -> Form:
         """a + factor b, with unknowns in order."""
         total = dict(a)
         for unknown, value in b:
-            total[unknown] = total.get(unknown, Fraction(0)) + factor * value
+            total[unknown] = total.get(unknown, 0) + factor * value
         if self.kind == "sign":
-            return tuple((unknown, Fraction(1)) for unknown, value in sorted(total.items()) if value % 2)
+            return tuple((unknown, 1) for unknown, value in sorted(total.items()) if value % 2)
         return tuple((unknown, value) for unknown, value in sorted(total.items()) if value)
 
     def _number(self, form: Form) -> int:

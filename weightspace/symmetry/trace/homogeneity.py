@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from weightspace.symmetry.trace.exponents import Exponents, Forms, Kind
+from weightspace.symmetry.trace.exponents import Exponent, Exponents, Forms, Kind
 from weightspace.symmetry.trace.graph import COPIES, Graph, arguments, name_of, nodes_in, shape_of
 from weightspace.symmetry.trace.units import view_blocks
 
@@ -76,7 +76,7 @@ class ScaleTrace:
         """Scale of a product."""
         return {key: self.system.add(a[key], b[key]) if key in a and key in b else (a | b)[key] for key in a | b}
 
-    def times(self, a: Scale, factor: Fraction | int) -> Scale:
+    def times(self, a: Scale, factor: Exponent) -> Scale:
         """Scale of a power."""
         return {key: self.system.times(forms, factor) for key, forms in a.items()}
 
@@ -147,7 +147,7 @@ def _simplified(key: tuple[int, ...], forms: Forms) -> Scale:
     if not keep and forms.ndim:  # a scale common to all values shows along one axis
         keep = [int(np.argmax(forms.shape))]
     index = tuple(slice(None) if i in keep else 0 for i in range(forms.ndim))
-    return {tuple(key[i] for i in keep): forms[index]}
+    return {tuple(key[i] for i in keep): np.asarray(forms[index])}
 
 
 def without(trace: ScaleTrace, scale: Scale, dims: list[int], rank: int) -> Scale:
@@ -155,7 +155,7 @@ def without(trace: ScaleTrace, scale: Scale, dims: list[int], rank: int) -> Scal
     left = [axis for axis in range(rank) if axis not in dims]
     out: Scale = {}
     for key, forms in scale.items():
-        small = forms[tuple(0 if axis in dims else slice(None) for axis in key)]
+        small = np.asarray(forms[tuple(0 if axis in dims else slice(None) for axis in key)])
         out = trace.plus(out, {tuple(left.index(axis) for axis in key if axis not in dims): small})
     return out
 
