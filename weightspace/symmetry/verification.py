@@ -22,8 +22,8 @@ from weightspace.symmetry.groups import PermutationGroup, Place, gather_index, r
 from weightspace.symmetry.scales import ScaleGroup, apply_scales, random_scales
 from weightspace.symmetry.tracing import Symmetry
 
-CONTROLS = 2
-"""Places of a group that are tried alone; one could be behind units that are always zero."""
+CONTROLS = 3
+"""Places of a group that are tried alone, until one matters; one could be behind units that are always zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +208,10 @@ def _scaled(network: _Network, group: ScaleGroup, place: Place) -> Float64[Tenso
 def _control(
     network: _Network, places: Sequence[Place], alone: Callable[[Place], Float64[Tensor, "1 p"]]
 ) -> float | None:
-    """Largest change when one place moves without the others, over the places with most values."""
+    """Change when the place with most values moves without the others; if there is none, the next, and so on."""
     if len(places) < 2:
         return None
-    largest = sorted(places, key=lambda place: -network.layout.by_name[place.tensor].size)[:CONTROLS]
-    return max(network.changes(alone(place))[0] for place in largest)
+    change = 0.0
+    for place in sorted(places, key=lambda place: -network.layout.by_name[place.tensor].size)[:CONTROLS]:
+        change = change or network.changes(alone(place))[0]
+    return change
