@@ -54,6 +54,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "none": (lambda x: x, BOTH),
     "relu": (torch.relu, POSITIVE),
     "leaky-relu": (lambda x: F.leaky_relu(x, 0.1), POSITIVE),
+    "parametric-relu": (nn.PReLU(4), POSITIVE),
+    "chosen": (lambda x: torch.where(x > 0, x, 0 * x), POSITIVE),
     "clamp-from-zero": (lambda x: x.clamp(min=0), POSITIVE),
     "absolute": (torch.abs, BOTH),
     "square": (lambda x: x.square(), BOTH),
@@ -141,6 +143,17 @@ def test_batch_norm_undoes_a_positive_scale_up_to_eps_and_a_sign_exactly():
     checks = verify(module, symmetry_of(module, torch.zeros(5, 3)), generator=seeded(), input=torch.zeros(5, 3)).checks
     inexact = [check.error for check in checks if not check.exact]
     assert len(inexact) == 1 and 1e-10 < inexact[0] < 1e-2
+
+
+def test_statistics_of_the_batch_take_signs_only():
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    module = nn.Sequential(nn.Linear(3, 4), norm, nn.ReLU(), nn.Linear(4, 2))
+    found = kinds(module, torch.zeros(5, 3))
+    assert found["positive"] == [(4, True, [("1.weight", 0, 1), ("1.bias", 0, 1), ("3.weight", 1, -1)])]
+    assert found["sign"] == [(4, True, [("0.weight", 0, 1), ("0.bias", 0, 1), ("1.weight", 0, 1)])]
+    symmetry = symmetry_of(module, torch.zeros(5, 3))
+    assert [group.size for group in symmetry.groups] == [4]
+    assert verify(module, symmetry, generator=seeded(), input=torch.zeros(5, 3)).holds
 
 
 def test_layer_norm_stops_scales_and_starts_new_ones():

@@ -226,6 +226,25 @@ def _even(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
     return {} if trace.kind == "sign" else None
 
 
+@rule("gt", "ge", "lt", "le")
+def _compared(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
+    """Positive scales do not change on which side of zero a value lies."""
+    return {} if trace.kind == "positive" and args["other"] == 0 else None
+
+
+@rule("where")
+def _chosen(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
+    trace.none(trace.of(args["condition"]))
+    chosen = [value for value in (args["self"], args["other"]) if not _is_zero(trace, value)]
+    scales = [broadcast(trace, value, shape_of(node) or []) for value in chosen]
+    return trace.equal(scales[0], scales[-1]) if scales else {}
+
+
+def _is_zero(trace: ScaleTrace, node: fx.Node) -> bool:
+    value = trace.graph.constants.get(node)
+    return value is not None and not value.any()
+
+
 @rule("masked_fill")
 def _masked(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
     if args["value"] != 0:
