@@ -71,6 +71,10 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], set[str]]] = {
     "softplus": (F.softplus, NONE),
     "shifted": (lambda x: x + 1, NONE),
     "softmax": (lambda x: x.softmax(1), NONE),
+    "rounded": (lambda x: x.to(torch.int64).to(x.dtype), NONE),
+    "bits": (lambda x: x.view(torch.int32).view(torch.float32) if x.dtype == torch.float32 else x, NONE),
+    "clamp-from-one": (lambda x: x.clamp_min(1.0), NONE),
+    "masked": (lambda x: x.masked_fill(x > 0, 0.0), POSITIVE),
     "unknown": (lambda x: x.cumsum(1), NONE),
 }
 
