@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
 
 
 def resnet50(
-    width: int = 2, blocks: tuple[int, ...] = (2, 1), size: int = 16, expand: int = 4, groups: int = 1
+    width: int = 5, blocks: tuple[int, ...] = (2, 1), size: int = 16, expand: int = 4, groups: int = 1
 ) -> Built:
     layers: list[nn.Module] = [
         nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False),
@@ -402,7 +402,7 @@ ARCHITECTURES = (
     Architecture("CNN-l", large_cnn, large_cnn),
     Architecture("ResNet-18, width 64", resnet18, lambda: resnet18(64, 32)),
     Architecture("ResNet-50", resnet50, lambda: resnet50(64, (3, 4, 6, 3), 64)),
-    Architecture("ResNeXt-50, 32 groups of 4", resnext, lambda: resnext(64, (3, 4, 6, 3), 64, 32)),
+    Architecture("ResNeXt-50, half width, 16 groups", resnext, lambda: resnext(32, (3, 4, 6, 3), 64, 16)),
     Architecture(
         "VGG-16 with batch-norm, 32x32 images",
         vgg,
@@ -420,7 +420,7 @@ ARCHITECTURES = (
     ),
     Architecture("DenseNet-BC, growth 12, 3 blocks of 16", densenet, lambda: densenet(24, 12, (16, 16, 16), 32)),
     Architecture("ViT-S/16, 64x64 images", vit, lambda: vit(384, 6, 12, 16, 64)),
-    Architecture("GPT-2 small", gpt2, lambda: gpt2(50257, 1024, 768, 12, 12)),
+    Architecture("GPT-2 type, width 384, 6 heads, 6 blocks", gpt2, lambda: gpt2(5000, 256, 384, 6, 6)),
     Architecture("Llama-type, width 512, 8 heads on 2, 4 blocks", llama, lambda: llama(1000, 512, 8, 2, 1376, 4)),
     Architecture("LSTM, 2 layers both ways", lstm, lambda: lstm(100, 128)),
     Architecture("GRU, 2 layers", gru, lambda: gru(100, 128)),

@@ -96,6 +96,8 @@ class Symmetry:
         >>> print(symmetry_of(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)), torch.zeros(1, 2)).describe())
         1 permutation group, 10^1.4 renumberings
           0 (4): 0.weight[0], 0.bias[0], 2.weight[1]
+        scales
+          0, sign (4): 0.weight[0], 0.bias[0], 2.weight[1]
         frozen
           input of the network: 0.weight[1]
           output of the network: 2.weight[0], 2.bias[0]

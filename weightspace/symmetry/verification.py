@@ -18,12 +18,13 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from weightspace.errors import ConfigError
+from weightspace.networks.layout import Layout
 from weightspace.symmetry.groups import PermutationGroup, Place, gather_index, random_permutations
 from weightspace.symmetry.scales import ScaleGroup, apply_scales, random_scales
 from weightspace.symmetry.tracing import Symmetry
 
-CONTROLS = 2
-"""Places of a group that are tried alone; one could be behind units that are always zero."""
+CONTROLS = 3
+"""Places of a group that are tried alone, until one matters; one could be behind units that are always zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +119,7 @@ def verify(
         permutations = random_permutations(symmetry.groups, elements, generator)
         rows = rows.gather(1, gather_index(symmetry.layout, symmetry.groups, permutations))
     rows = apply_scales(rows, symmetry.layout, exact, random_scales(exact, elements, generator))
-    return Verification(checks=tuple(checks), together=max(network.changes(rows)))
+    return Verification(checks=tuple(checks), together=max(network.changes(symmetry.layout, rows)))
 
 
 class _Network:
@@ -128,14 +129,15 @@ class _Network:
         self, module: nn.Module, symmetry: Symmetry, input: Tensor | tuple[Tensor, ...], generator: torch.Generator
     ):
         self.layout = symmetry.layout
-        self.module = deepcopy(module).double().eval().requires_grad_(False)
+        self.module = deepcopy(module).to("cpu", torch.float64).eval().requires_grad_(False)
         inputs = input if isinstance(input, tuple) else (input,)
         self.inputs = tuple(
-            torch.randn(x.shape, generator=generator, dtype=torch.float64) if x.is_floating_point() else x
+            torch.randn(x.shape, generator=generator, dtype=torch.float64) if x.is_floating_point() else x.cpu()
             for x in inputs
         )
         self.row = self._noisy_row(generator)
-        self.output = self._outputs(self.row)
+        self.tensors = self.layout.unflatten(self.row)
+        self.output = self._outputs({})
         self.size = max(float(self.output.abs().max()), torch.finfo(torch.float64).tiny)
 
     def _noisy_row(self, generator: torch.Generator) -> Float64[Tensor, " p"]:
@@ -153,63 +155,72 @@ class _Network:
             parts.append(value)
         return torch.cat(parts)
 
-    def _outputs(self, row: Float64[Tensor, " p"]) -> Float64[Tensor, " _"]:
+    def _outputs(self, changed: dict[str, Tensor]) -> Float64[Tensor, " _"]:
         with torch.no_grad():
-            results = functional_call(self.module, self.layout.unflatten(row), self.inputs)
+            results = functional_call(self.module, self.tensors | changed, self.inputs)
         tensors = [result for result in tree_leaves(results) if isinstance(result, Tensor)]
         return torch.cat([tensor.flatten().double() for tensor in tensors])
 
-    def changes(self, rows: Float64[Tensor, "m p"]) -> list[float]:
-        """Largest change of an output under each row, relative to the largest output."""
-        return [float((self._outputs(row) - self.output).abs().max()) / self.size for row in rows]
+    def part(self, places: Sequence[Place]) -> tuple[Layout, Float64[Tensor, "1 q"]]:
+        """Layout and row of those tensors only that the places name: a group is small beside its network."""
+        names = {place.tensor for place in places}
+        layout = Layout(tuple(spec for spec in self.layout.tensors if spec.name in names))
+        return layout, torch.cat([self.tensors[spec.name].flatten() for spec in layout.tensors])[None]
+
+    def changes(self, layout: Layout, rows: Float64[Tensor, "m _"]) -> list[float]:
+        """Largest change of an output under each row of some of the tensors, relative to the largest output."""
+        changed = (self._outputs(layout.unflatten(row)) for row in rows)
+        return [float((output - self.output).abs().max()) / self.size for output in changed]
 
 
 def _check_permutations(network: _Network, group: PermutationGroup, elements: int, generator: torch.Generator) -> Check:
+    layout, row = network.part(group.places)
     permutations = random_permutations([group], elements, generator)
-    rows = network.row.expand(elements, -1)
-    moved = rows.gather(1, gather_index(network.layout, [group], permutations))
+    moved = row.expand(elements, -1).gather(1, gather_index(layout, [group], permutations))
+    turn = torch.arange(group.size).roll(1)[None]
+
+    def turned(place: Place) -> float:
+        """Change when all units move on by one, but only at one place."""
+        alone, tensor = network.part([place])
+        index = gather_index(alone, [replace(group, places=(place,))], [turn])
+        return network.changes(alone, tensor.gather(1, index))[0]
+
     return Check(
         group=group.name,
         kind="permutation",
         size=group.size,
-        error=max(network.changes(moved)),
-        control=_control(network, group.places, lambda place: _turned(network, group, place)),
+        error=max(network.changes(layout, moved)),
+        control=_control(network, group.places, turned),
     )
 
 
-def _turned(network: _Network, group: PermutationGroup, place: Place) -> Float64[Tensor, "1 p"]:
-    """All units move on by one, but only at one place."""
-    part = PermutationGroup(group.name, group.size, (place,))
-    turn = torch.arange(group.size).roll(1)[None]
-    return network.row[None].gather(1, gather_index(network.layout, [part], [turn]))
-
-
 def _check_scales(network: _Network, group: ScaleGroup, elements: int, generator: torch.Generator) -> Check:
-    scales = random_scales([group], elements, generator)
-    moved = apply_scales(network.row.expand(elements, -1), network.layout, [group], scales)
+    layout, row = network.part(group.places)
+    moved = apply_scales(row.expand(elements, -1), layout, [group], random_scales([group], elements, generator))
+    alternating = torch.ones(1, group.size)
+    alternating[:, ::2] = -1 if group.kind == "sign" else 2
+
+    def scaled(place: Place) -> float:
+        """Change when every second unit is scaled, as a norm may undo a common scale, but only at one place."""
+        alone, tensor = network.part([place])
+        part = replace(group, places=(place,), exponents=(1.0,))
+        return network.changes(alone, apply_scales(tensor, alone, [part], [alternating]))[0]
+
     return Check(
         group=group.name,
         kind=group.kind,
         size=group.size,
-        error=max(network.changes(moved)),
-        control=_control(network, group.places, lambda place: _scaled(network, group, place)),
+        error=max(network.changes(layout, moved)),
+        control=_control(network, group.places, scaled),
         exact=group.exact,
     )
 
 
-def _scaled(network: _Network, group: ScaleGroup, place: Place) -> Float64[Tensor, "1 p"]:
-    """All units are scaled, but only at one place; every second one, as a norm may undo a common sign."""
-    part = replace(group, places=(place,), exponents=(1.0,))
-    scales = torch.ones(1, group.size)
-    scales[:, ::2] = -1 if group.kind == "sign" else 2
-    return apply_scales(network.row[None], network.layout, [part], [scales])
-
-
-def _control(
-    network: _Network, places: Sequence[Place], alone: Callable[[Place], Float64[Tensor, "1 p"]]
-) -> float | None:
-    """Largest change when one place moves without the others, over the places with most values."""
+def _control(network: _Network, places: Sequence[Place], alone: Callable[[Place], float]) -> float | None:
+    """Change when the place with most values moves without the others; if there is none, the next, and so on."""
     if len(places) < 2:
         return None
-    largest = sorted(places, key=lambda place: -network.layout.by_name[place.tensor].size)[:CONTROLS]
-    return max(network.changes(alone(place))[0] for place in largest)
+    change = 0.0
+    for place in sorted(places, key=lambda place: -network.layout.by_name[place.tensor].size)[:CONTROLS]:
+        change = change or alone(place)
+    return change

@@ -100,7 +100,7 @@ def _embedding(trace: AxisTrace, node: fx.Node, args: Args) -> Axes:
 # Normalisation.
 
 
-@rule("_native_batch_norm_legit_no_training", "instance_norm")
+@rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "instance_norm")
 def _batch_norm(trace: AxisTrace, node: fx.Node, args: Args) -> Axes | list[Axes]:
     inputs = trace.axes(args["input"])
     for name in ("weight", "bias", "running_mean", "running_var"):

@@ -20,6 +20,8 @@ from weightspace.symmetry.trace.units import Concat, Product, Units, freeze, spl
 
 @rule(*RESHAPES)
 def _view(trace: AxisTrace, node: fx.Node, args: Args) -> Axes:
+    if "dtype" in args:
+        raise NotImplementedError("as another type is not understood")
     return view(trace.axes(args["self"]), shape_of(node) or [])
 
 

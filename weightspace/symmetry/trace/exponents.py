@@ -25,7 +25,7 @@ class Exponents:
     >>> system = Exponents("positive")
     >>> x, y = system.unknowns(2)
     >>> system.require_zero(system.add(np.array([x]), system.times(np.array([y]), Fraction(2))))
-    >>> system.solution(y)
+    >>> system.solution(int(y))
     ((0, Fraction(-1, 2)),)
     """
 

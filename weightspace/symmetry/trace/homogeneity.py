@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from weightspace.symmetry.trace.exponents import Exponent, Exponents, Forms, Kind
 from weightspace.symmetry.trace.graph import COPIES, Graph, arguments, name_of, nodes_in, shape_of
@@ -165,7 +165,9 @@ def without(trace: ScaleTrace, scale: Scale, dims: list[int], rank: int) -> Scal
 
 @rule(*COPIES, "neg")
 def _passes(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
-    return trace.of(next(nodes_in(list(args.values()))))
+    value = node.meta.get("val")
+    rounds = isinstance(value, Tensor) and not (value.is_floating_point() or value.is_complex())
+    return None if rounds else trace.of(next(nodes_in(list(args.values()))))
 
 
 @rule("add", "sub", "rsub", "maximum", "minimum")
@@ -207,7 +209,7 @@ def _positive(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
     """Functions f with f(s x) = s f(x) for positive s."""
     if trace.kind == "sign":
         return None
-    if name_of(node.target) == "clamp" and (args["min"] not in (None, 0) or args["max"] not in (None, 0)):
+    if args.get("min") not in (None, 0) or args.get("max") not in (None, 0):
         return None
     operands = list(nodes_in(list(args.values())))
     trace.none(*(trace.of(operand) for operand in operands[1:]))  # slopes
@@ -224,6 +226,25 @@ def _odd(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
 @rule("cos", "cosh")
 def _even(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
     return {} if trace.kind == "sign" else None
+
+
+@rule("gt", "ge", "lt", "le")
+def _compared(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
+    """Positive scales do not change on which side of zero a value lies."""
+    return {} if trace.kind == "positive" and args["other"] == 0 else None
+
+
+@rule("where")
+def _chosen(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
+    trace.none(trace.of(args["condition"]))
+    chosen = [value for value in (args["self"], args["other"]) if not _is_zero(trace, value)]
+    scales = [broadcast(trace, value, shape_of(node) or []) for value in chosen]
+    return trace.equal(scales[0], scales[-1]) if scales else {}
+
+
+def _is_zero(trace: ScaleTrace, node: fx.Node) -> bool:
+    value = trace.graph.constants.get(node)
+    return value is not None and not value.any()
 
 
 @rule("masked_fill")

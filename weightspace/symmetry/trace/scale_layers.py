@@ -106,7 +106,7 @@ def _embedding(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale:
 # Normalisation.
 
 
-@rule("_native_batch_norm_legit_no_training")
+@rule("_native_batch_norm_legit_no_training", "_native_batch_norm_legit")
 def _batch_norm(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | list[Scale]:
     """Exact up to the small constant under the root, unless only signs change."""
     inputs = trace.none_along(trace.of(args["input"]), [a for a in range(len(shape_of(args["input"]) or [])) if a != 1])

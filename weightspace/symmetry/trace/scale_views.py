@@ -8,7 +8,9 @@ from weightspace.symmetry.trace.homogeneity import Args, Scale, ScaleTrace, broa
 
 
 @rule(*RESHAPES)
-def _view(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale:
+def _view(trace: ScaleTrace, node: fx.Node, args: Args) -> Scale | None:
+    if "dtype" in args:  # the bits as numbers of another kind
+        return None
     return reshaped(trace, trace.of(args["self"]), shape_of(args["self"]) or [], shape_of(node) or [])
 
 
