@@ -3,6 +3,7 @@
 import math
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -53,7 +54,7 @@ edges = st.none() | st.integers(-10, 10)
 def test_a_window_is_a_window_of_the_matrix(zoo, matrix, rows, columns, values):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "READ_VALUES", values)  # blocks of 1 row, of 3 rows, of everything
-        patch.setattr(shards, "RESIDENT_BYTES", 64 * values)  # maps are dropped in the middle
+        patch.setattr(shards, "OPEN_FILES", 2)  # files are closed in the middle
         for wanted in (rows, np.array(rows, dtype=np.int32), sorted(rows)):
             window = zoo.read(wanted, columns)
             assert window.dtype == torch.float32
@@ -77,6 +78,15 @@ def test_batches_are_one_pass(zoo, matrix, size, seed):
 def test_seeds_shuffle_differently(zoo):
     orders = [next(zoo.batches(34, seed=seed))[0].tolist() for seed in range(3)]
     assert len({tuple(order) for order in orders} | {tuple(range(34))}) == 4
+
+
+def test_files_that_are_not_used_are_closed(zoo):
+    opened = weightspace.zoo.open(zoo.path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    opened.weights()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before + 3
+    del opened
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_reads_refuse_what_is_not_there(zoo):
@@ -131,7 +141,7 @@ def test_what_was_opened_stays_when_more_is_appended(tmp_path):
     assert sum(len(side) for side in joined.split()) == 4
 
 
-def test_a_zoo_travels_to_another_process_without_its_maps(zoo, matrix):
+def test_a_zoo_travels_to_another_process_without_its_open_files(zoo, matrix):
     zoo.weights()
     copy = pickle.loads(pickle.dumps(zoo))
     assert len(pickle.dumps(zoo)) < 20_000
