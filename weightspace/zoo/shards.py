@@ -9,16 +9,15 @@ Axes: m checkpoint, s shard, n row of a shard or of a block, p parameter, w para
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -69,8 +68,10 @@ class Locations:
 class Stored:
     """Where the matrix of a shard lies in its file."""
 
+    path: Path
+    """The file."""
     begin: int
-    """First byte."""
+    """First byte of the matrix."""
     rows: int
     """Number of rows."""
     dtype: str
@@ -81,6 +82,7 @@ class OpenFile:
     """A file that is closed when nobody uses it any more, also where another thread has it from a cache."""
 
     def __init__(self, path: Path):
+        self.path = path
         self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self):
@@ -95,7 +97,7 @@ class Shards:
         """A folder of files that are called like the shards, or a source for each shard."""
         self._sources = sources
         self._stored: dict[tuple[str, str], Stored] = {}
-        self._files: dict[str, OpenFile] = {}
+        self._files: dict[Path, OpenFile] = {}
 
     def __getitem__(self, shard: str) -> Source:
         """The source of a shard; of a file, its path, whether it exists or not."""
@@ -119,8 +121,8 @@ class Shards:
         Raises:
             ZooError: It is missing, truncated, or does not fit the layout.
         """
-        source = self[shard]
-        return len(source) if isinstance(source, Tensor) else self._where_stored(shard, source, layout).rows
+        found = self._find(shard, layout)
+        return len(found) if isinstance(found, Tensor) else found.rows
 
     def read(
         self,
@@ -144,105 +146,131 @@ class Shards:
         width = len(range(*columns.indices(layout.parameters)))
         # numpy asks the system for huge pages, which makes filling a large new matrix several times faster
         window = np.empty((len(row), width), dtype=np.float32)
-        if len(row) and row.min() < 0:
-            raise ZooError(f"the table wants row {row.min()} of a shard in {self._place}: its zoo is damaged")
-        if (shard[1:] >= shard[:-1]).all():
-            self._fill(window, where, layout, shard, row, columns)
-            return window
-        order = np.lexsort((row, shard))
-        size = max(1, READ_VALUES // max(1, width))
-        buffer = np.empty((min(size, len(row)), width), dtype=np.float32)
-        for some in (order[i : i + size] for i in range(0, len(order), size)):
-            self._fill(buffer[: len(some)], where, layout, shard[some], row[some], columns)
-            window[some] = buffer[: len(some)]
+        used = np.flatnonzero(np.bincount(shard, minlength=len(where.shards)))
+        held = np.zeros(len(where.shards), dtype=np.int64)
+        found = {number: self._find(where.shards[number][1], layout) for number in used.tolist()}
+        held[used] = [len(x) if isinstance(x, Tensor) else x.rows for x in found.values()]
+        if (outside := (row < 0) | (row >= held[shard])).any():
+            at = outside.argmax()
+            name = where.shards[shard[at]][1]
+            raise ZooError(
+                f"the table wants row {row[at]} of shard {name} in {self._place}, which has {held[shard[at]]} rows: "
+                f"{mend(Path(name).stem)}"
+            )
+        for number, source in found.items():
+            if isinstance(source, Tensor):
+                some = slice(None) if len(used) == 1 else np.flatnonzero(shard == number)
+                window[some] = source[:, columns][torch.from_numpy(row[some])].float().numpy()
+        files = {number: stored for number, stored in found.items() if isinstance(stored, Stored)}
+        for group in _alike(files):
+            some = slice(None) if len(group) == len(used) else np.flatnonzero(np.isin(shard, list(group)))
+            self._read_files(window, some, group, shard[some], row[some], layout.parameters, columns)
         return window
 
-    def _fill(
+    def _read_files(
         self,
-        window: Float[np.ndarray, "n w"],
-        where: Locations,
-        layout: Layout,
+        window: Float[np.ndarray, "m w"],
+        some: slice | np.ndarray,
+        stored: Mapping[int, Stored],
         shard: Int64[np.ndarray, " n"],
         row: Int64[np.ndarray, " n"],
+        parameters: int,
         columns: slice,
     ) -> None:
-        """Copy rows that are sorted by shard into a matrix."""
-        edges = [0, *(np.flatnonzero(shard[1:] != shard[:-1]) + 1).tolist(), len(shard)] if len(shard) else []
-        size = max(1, READ_VALUES // max(1, window.shape[1]))
-        for start, stop in pairwise(edges):
-            name = where.shards[shard[start]][1]
-            source, held = self[name], self.rows(name, layout)
-            if (highest := int(row[start:stop].max())) >= held:
-                raise ZooError(
-                    f"the table wants row {highest} of shard {name} in {self._place}, which has {held} rows: "
-                    f"{mend(Path(name).stem)}"
-                )
-            for at in range(start, stop, size):
-                rows, target = row[at : min(at + size, stop)], window[at : min(at + size, stop)]
-                if isinstance(source, Tensor):
-                    target[:] = source[:, columns][torch.from_numpy(rows)].float().numpy()
-                else:
-                    self._fill_from_file(target, name, source, layout, rows, columns)
-
-    def _fill_from_file(
-        self,
-        target: Float[np.ndarray, "n w"],
-        shard: str,
-        path: Path,
-        layout: Layout,
-        rows: Int64[np.ndarray, " n"],
-        columns: slice,
-    ) -> None:
-        stored = self._where_stored(shard, path, layout)
-        first, last, step = columns.indices(layout.parameters)
-        dtype = np.dtype(DTYPES_ON_DISK[stored.dtype])
+        """Read rows of files of one type into some lines of a matrix."""
+        kind = next(iter(stored.values())).dtype
+        dtype = np.dtype(DTYPES_ON_DISK[kind])
+        first, last, step = columns.indices(parameters)
         span = max(0, last - first)
-        direct = step == 1 and stored.dtype == "F32"
-        values = target if direct else np.empty((len(rows), span), dtype)
-        line, length = layout.parameters * dtype.itemsize, span * dtype.itemsize
-        whole = span == layout.parameters and bool((rows[1:] - rows[:-1] == 1).all())
-        begins = (stored.begin + first * dtype.itemsize + rows * line).tolist()
-        if whole:
-            begins, length = begins[:1], length * len(rows)
-        file, buffer, at = self._open(shard, path), values.data.cast("B") if values.size else b"", 0
-        # one call a row costs a microsecond, less than a page that is mapped anew
-        for begin in begins if values.size else ():
-            rest = buffer[at : at + length]
-            while rest:  # the system reads at most 2 GB at once
-                if not (got := os.preadv(file.descriptor, [rest], begin)):
-                    raise ZooError(f"shard {path} is truncated or damaged (it became shorter): {mend(path.stem)}")
-                rest, begin = rest[got:], begin + got
-            at += length
-        if not direct:
-            target[:] = (_half(values) if stored.dtype == "BF16" else values)[:, ::step]
+        if not span or not len(row):
+            return
+        begin = np.zeros(max(stored) + 1, dtype=np.int64)
+        begin[list(stored)] = [x.begin for x in stored.values()]
+        files = {number: self._open(x.path) for number, x in stored.items()}
+        begins = begin[shard] + (row * parameters + first) * dtype.itemsize
+        new_run = np.ones(len(row) + 1, dtype=bool)
+        if span == parameters:  # neighbours in the file are read together
+            new_run[1:-1] = (shard[1:] != shard[:-1]) | (row[1:] != row[:-1] + 1)
+        if kind == "F32" and step == 1 and isinstance(some, slice):
+            _read_runs(window, files, shard, begins, new_run)
+            return
+        size = max(1, READ_VALUES // span)
+        values = np.empty((min(size, len(row)), span), dtype)
+        places = np.arange(len(window))[some]
+        for at in range(0, len(row), size):
+            here = slice(at, min(at + size, len(row)))
+            read = values[: here.stop - at]
+            _read_runs(read, files, shard[here], begins[here], np.append(True, new_run[at + 1 : here.stop + 1]))
+            window[places[here]] = (_half(read) if kind == "BF16" else read)[:, ::step]
 
-    def _where_stored(self, shard: str, path: Path, layout: Layout) -> Stored:
+    def _find(self, shard: str, layout: Layout) -> Stored | Tensor:
+        """The matrix in memory, or where it lies in its file, whose header is read once."""
         key = (shard, layout.digest)
-        if key not in self._stored:
-            try:
-                with safe_open(existing(path), framework="np") as file:  # checks the header against the file's size
-                    found = file.get_slice("rows")
-                    dtype, shape = found.get_dtype(), tuple(found.get_shape())
-            except SafetensorError as error:
-                raise ZooError(f"shard {path} is truncated or damaged ({error}): {mend(path.stem)}") from error
-            if len(shape) != 2 or shape[1] != layout.parameters or dtype not in DTYPES_ON_DISK:
-                raise ZooError(
-                    f"shard {path} holds {dtype} {shape}, but its layout {layout.digest} has rows of "
-                    f"{layout.parameters} parameters: {mend(path.stem)}"
-                )
-            with path.open("rb") as content:
-                length = int.from_bytes(content.read(8), "little")
-                offset = json.loads(content.read(length))["rows"]["data_offsets"][0]
-            self._stored[key] = Stored(8 + length + offset, shape[0], dtype)
+        if (stored := self._stored.get(key)) is not None:
+            return stored
+        path = self[shard]
+        if isinstance(path, Tensor):
+            return path
+        try:
+            with safe_open(existing(path), framework="np") as file:  # checks the header against the file's size
+                found = file.get_slice("rows")
+                dtype, shape = found.get_dtype(), tuple(found.get_shape())
+        except SafetensorError as error:
+            raise ZooError(f"shard {path} is truncated or damaged ({error}): {mend(path.stem)}") from error
+        if len(shape) != 2 or shape[1] != layout.parameters or dtype not in DTYPES_ON_DISK:
+            raise ZooError(
+                f"shard {path} holds {dtype} {shape}, but its layout {layout.digest} has rows of "
+                f"{layout.parameters} parameters: {mend(path.stem)}"
+            )
+        with path.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            offset = json.loads(content.read(length))["rows"]["data_offsets"][0]
+        self._stored[key] = Stored(path, 8 + length + offset, shape[0], dtype)
         return self._stored[key]
 
-    def _open(self, shard: str, path: Path) -> OpenFile:
-        if (file := self._files.get(shard)) is None:
+    def _open(self, path: Path) -> OpenFile:
+        if (file := self._files.get(path)) is None:
             file = OpenFile(existing(path))
             if len(self._files) >= OPEN_FILES:
                 self._files.clear()
-            self._files[shard] = file
+            self._files[path] = file
         return file
+
+
+def _alike(stored: Mapping[int, Stored]) -> Iterator[dict[int, Stored]]:
+    """Groups of shards that are read together: of one type, and not more than may be open."""
+    kinds: dict[str, dict[int, Stored]] = {}
+    for number, x in stored.items():
+        kinds.setdefault(x.dtype, {})[number] = x
+    for group in kinds.values():
+        numbers = list(group)
+        for i in range(0, len(numbers), OPEN_FILES):
+            yield {number: group[number] for number in numbers[i : i + OPEN_FILES]}
+
+
+def _read_runs(
+    target: np.ndarray,
+    files: Mapping[int, OpenFile],
+    shard: Int64[np.ndarray, " n"],
+    begins: Int64[np.ndarray, " n"],
+    new_run: Bool[np.ndarray, " n_and_1"],
+) -> None:
+    """Read lines of a contiguous matrix, several with one call where they are neighbours in a file.
+
+    A call takes a microsecond, less than a page that is mapped anew.
+    """
+    new_run[-1] = True
+    heads = np.flatnonzero(new_run[:-1])
+    buffer, line = target.data.cast("B"), target.strides[0]
+    edges = (np.append(heads, len(target)) * line).tolist()
+    for number, begin, start, stop in zip(
+        shard[heads].tolist(), begins[heads].tolist(), edges, edges[1:], strict=False
+    ):
+        file, rest = files[number], buffer[start:stop]
+        while rest:  # the system reads at most 2 GB at once
+            if not (got := os.preadv(file.descriptor, [rest], begin)):
+                raise ZooError(f"shard {file.path} is truncated or damaged (it became shorter): {mend(file.path.stem)}")
+            rest, begin = rest[got:], begin + got
 
 
 def _half(words: np.ndarray) -> Float[np.ndarray, "n w"]:
