@@ -610,6 +610,20 @@ def test_leftovers_of_a_killed_run_are_invisible_and_overwritten(tmp_path):
     assert [f.name for f in tmp_path.rglob("*.tmp")] == [".11.parquet.99-abc.tmp"]
 
 
+def test_a_disk_that_is_full_at_the_commit_leaves_nothing(tmp_path, monkeypatch):
+    zoo = disk_zoo(tmp_path / "zoo", [*"abc"])
+    before = sorted(file for file in zoo.path.rglob("*"))
+
+    def refused(*_):
+        raise OSError(errno.ENOSPC, "no space for a name")
+
+    monkeypatch.setattr(writer, "_rename_to_new", refused)
+    with pytest.raises(ZooError, match=r"could not write part '1'.*no space for a name.*nothing of it was kept"):
+        ZooWriter.open(zoo.path).append("1", rows_of(1), table_of(["z"]))
+    assert sorted(file for file in zoo.path.rglob("*")) == before
+    assert weightspace.zoo.check(zoo.path).unused == ()
+
+
 def test_file_systems_without_hard_links_can_hold_a_zoo(tmp_path, monkeypatch):
     def refused(*_):
         raise OSError(errno.EOPNOTSUPP, "no hard links here")

@@ -4,7 +4,7 @@ Reads are positioned reads into the result, not memory maps. A map is faster for
 its pages count as memory of the process, and around each page that is touched the system maps up to two megabytes that
 are in its cache: a pass in random order over 10 GB was measured at 7 GB resident.
 
-Axes: m checkpoint, s shard, n row of a shard or of a block, p parameter, w parameters of a window.
+Axes: m checkpoint, s shard, n row wanted, p parameter, w parameters of a window.
 """
 
 import json
