@@ -202,9 +202,18 @@ def against_raw(record: Record, count: int) -> None:
             record.megabytes(f"  resident before opening, {order}", peaks["before"])
             record.megabytes(f"  peak resident, mapped pages included, {order}", peaks["VmHWM"])
             record.megabytes(f"  peak anonymous, {order}", peaks["anonymous"])
+        some = opened.take(np.arange(PART))
+        assert len(some.deduplicate()) == duplicates_in_a_loop(some.weights().numpy())
+        seconds = best({"zoo": some.deduplicate, "loop": lambda: duplicates_in_a_loop(some.weights().numpy())})
+        ratio = seconds["loop"] / seconds["zoo"]
+        record.seconds(f"deduplicate {PART}", seconds["zoo"], f"set of bytes {seconds['loop']:.4f} s, {ratio:.1f} x")
         started = time.perf_counter()
         assert not zoo.check(folder).damage
         record.seconds("checking hashes and values", time.perf_counter() - started)
+
+
+def duplicates_in_a_loop(rows: np.ndarray) -> int:
+    return len({row.tobytes() for row in rows})
 
 
 def timed_append(writer: zoo.ZooWriter, part: str, base: np.ndarray) -> float:

@@ -146,7 +146,7 @@ def _not_finite(path: Path, table: pl.DataFrame, layouts: Mapping[str, Layout]) 
     shards, where, bad = Shards(path / "weights"), Locations.of(table), 0
     for number, (digest, shard) in enumerate(where.shards):
         rows = np.sort(where.row[where.shard == number])
-        held = len(shards.matrix(shard, layouts[digest]))
+        held = shards.rows(shard, layouts[digest])
         if len(rows) != held or (rows != np.arange(held)).any():
             raise ZooError(
                 f"shard {path / 'weights' / shard} has {held} rows and its table names {len(np.unique(rows))} of them, "

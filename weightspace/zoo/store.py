@@ -1,7 +1,7 @@
 """A zoo as it is read: a table of checkpoints, and where the weights of each row lie.
 
-Opening reads `zoo.json` and the columns of one table. The tables are read when asked for, weights are memory-mapped
-and a read touches only its bytes. A selection is another table over the same storage.
+Opening reads `zoo.json` and the columns of one table. The tables are read when asked for, and a read of weights touches
+only its bytes. A selection is another table over the same storage.
 
 Axes: m checkpoint (one table row, one weight row), n some of them, p parameter, w parameters of a window.
 """
@@ -139,7 +139,11 @@ class Zoo:
     @property
     def models(self) -> list[str]:
         """Models of the selection, each once, in table order."""
-        return self._columns("model")["model"].unique(maintain_order=True).to_list()
+        return list(self._models)
+
+    @cached_property
+    def _models(self) -> tuple[str, ...]:
+        return tuple(self._columns("model")["model"].unique(maintain_order=True))
 
     @property
     def _layout_digests(self) -> list[str]:

@@ -339,8 +339,14 @@ class ZooWriter:
             with locked(self.path):
                 if table_file.exists():
                     raise committed
-                for temporary, file in zip(staged, (weights_file, hash_file, table_file), strict=True):
-                    _publish(temporary, file, replace=file != table_file)
+                try:
+                    for temporary, file in zip(staged, (weights_file, hash_file, table_file), strict=True):
+                        _publish(temporary, file, replace=file != table_file)
+                except OSError:
+                    if not table_file.exists():
+                        weights_file.unlink(missing_ok=True)
+                        hash_file.unlink(missing_ok=True)
+                    raise
                 self._remove_leftovers(part)
         except FileExistsError as error:
             raise committed from error
