@@ -75,7 +75,8 @@ def test_a_pair_is_measured_before_and_after_alignment(folder, tmp_path, capsys)
     zoo = folder / "zoo"
     names = open_zoo(zoo).where(pl.col("config.activation") == "relu").models[:2]
     assert run("align", "pair", f"{zoo}:{names[0]}", f"{zoo}:{names[1]}@1", "--points", 3, "--out", tmp_path / "b") == 0
-    assert "weight matching" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "loss barrier between" in out and out.count("matching") == 2 * 2 * 2
     table = pl.read_csv(tmp_path / "b" / "barriers.csv")
     assert table["alignment"].unique(maintain_order=True).to_list() == [
         "none",
