@@ -1,7 +1,13 @@
-"""What leaves a network's function unchanged: permutation groups, random group elements and alignment."""
+"""What leaves a network's function unchanged: groups found by tracing it, random group elements and alignment."""
 
-from weightspace.symmetry.activations import activation_matching, unit_activations
-from weightspace.symmetry.gauges import balanced, canonical_form
+from weightspace.symmetry.activations import (
+    activation_matching,
+    unit_activations,
+)
+from weightspace.symmetry.gauges import (
+    balanced,
+    canonical_form,
+)
 from weightspace.symmetry.groups import (
     PermutationGroup,
     Place,
@@ -10,19 +16,62 @@ from weightspace.symmetry.groups import (
     random_permutations,
     unit_view,
 )
-from weightspace.symmetry.matching import align, align_runs, permuted, weight_matching
-from weightspace.symmetry.merging import mean_reference, merge_many
-from weightspace.symmetry.repair import recalibrated, repaired
-from weightspace.symmetry.sinkhorn import SinkhornConfig, sinkhorn_matching, softly_permuted
-from weightspace.symmetry.straight_through import batch_losses, straight_through_matching
+from weightspace.symmetry.matching import (
+    align,
+    align_runs,
+    mean_reference,
+    permuted,
+    weight_matching,
+)
+from weightspace.symmetry.merging import (
+    mean_reference,
+    merge_many,
+)
+from weightspace.symmetry.repair import (
+    recalibrated,
+    repaired,
+)
+from weightspace.symmetry.scales import (
+    ScaleGroup,
+    apply_scales,
+    random_scales,
+    scale_factors,
+)
+from weightspace.symmetry.sinkhorn import (
+    SinkhornConfig,
+    sinkhorn_matching,
+    softly_permuted,
+)
+from weightspace.symmetry.straight_through import (
+    batch_losses,
+    straight_through_matching,
+)
+from weightspace.symmetry.tracing import (
+    Basis,
+    Frozen,
+    Symmetry,
+    symmetry_of,
+)
+from weightspace.symmetry.verification import (
+    Check,
+    Verification,
+    verify,
+)
 
 __all__ = [
+    "Basis",
+    "Check",
+    "Frozen",
     "PermutationGroup",
     "Place",
+    "ScaleGroup",
     "SinkhornConfig",
+    "Symmetry",
+    "Verification",
     "activation_matching",
     "align",
     "align_runs",
+    "apply_scales",
     "balanced",
     "batch_losses",
     "canonical_form",
@@ -32,12 +81,16 @@ __all__ = [
     "merge_many",
     "permuted",
     "random_permutations",
+    "random_scales",
     "recalibrated",
     "repaired",
+    "scale_factors",
     "sinkhorn_matching",
     "softly_permuted",
     "straight_through_matching",
+    "symmetry_of",
     "unit_activations",
     "unit_view",
+    "verify",
     "weight_matching",
 ]

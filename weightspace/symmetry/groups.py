@@ -123,6 +123,22 @@ def _block(source: TensorSpec, size: int, block: int, spec: TensorSpec, axis: in
     )
 
 
+def layer_of(layout: Layout, places: Sequence[Place]) -> str:
+    """Name of the layer that makes the units: the first that has them as outputs.
+
+    >>> layer_of(Layout.of(torch.nn.Linear(3, 2)), [Place("weight", 0)])
+    'weight'
+    """
+    kinds = [(place, layout.by_name[place.tensor]) for place in places]
+    # Other kinds of layers do not say which axis is their output; embeddings and recurrent cells come first as makers.
+    makers = [p for p, s in kinds if s.layer == "other" or (s.layer != "norm" and s.output_axis == p.axis)]
+    first = (makers or places)[0]
+    spec = layout.by_name[first.tensor]
+    layer = spec.layer_name or spec.name
+    within = " within" * (first.repeats > 1)
+    return f"{layer}{within}" + f" from {first.start}" * (first.start > 0)
+
+
 def unit_view(rows: Shaped[Tensor, "m p"], layout: Layout, group: PermutationGroup, place: Place) -> Tensor:
     """The values at one place of a group, by unit: a view `[m, o, r, n, i]` of the rows, nothing is copied.
 
