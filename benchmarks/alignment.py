@@ -22,41 +22,15 @@ from weightspace.encoders.sane import SANEModule, small
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import (
     PermutationGroup,
-    Place,
     align,
     chain_groups,
     gather_index,
     random_permutations,
+    symmetry_of,
 )
 from weightspace.views.tokens import TokenView
 
 State = dict[str, Tensor]
-
-
-def resnet18_groups(layout: Layout) -> tuple[PermutationGroup, ...]:
-    """Groups of ResNet-18: a residual stream a stage, the inner channels of every block (Git Re-Basin, appendix)."""
-    places: dict[str, list[Place]] = {}
-    made: dict[str, int] = {}
-    for spec in layout.tensors:
-        parts = spec.name.split(".")
-        stage = int(parts[0][5:]) if parts[0].startswith("layer") else 1
-        stream, inner = f"stream{stage}", ".".join(parts[:2])
-        if parts[0] == "fc":
-            read, written = "stream4", None
-        elif parts[0] in ("conv1", "bn1"):
-            read, written = None, "stream1"
-        elif parts[2] in ("conv1", "bn1"):
-            read, written = f"stream{stage - 1 if parts[1] == '0' and stage > 1 else stage}", inner
-        elif parts[2] == "downsample":
-            read, written = f"stream{stage - 1}", stream
-        else:
-            read, written = inner, stream
-        if written is not None:
-            places.setdefault(written, []).append(Place(spec.name, 0))
-            made[written] = spec.shape[0]
-        if read is not None and len(spec.shape) > 1:
-            places.setdefault(read, []).append(Place(spec.name, 1))
-    return tuple(PermutationGroup(name, made[name], tuple(found)) for name, found in places.items())
 
 
 def published_matching(
@@ -115,7 +89,7 @@ def compare(name: str, shape: tuple[int, int, int], *, population: int, looped: 
     """
     network = networks.by_name(name, shape, 10)
     layout = Layout.of(network.build())
-    groups = resnet18_groups(layout) if name == "resnet18" else chain_groups(layout)
+    groups = symmetry_of(network.build(), torch.zeros(1, *shape)).groups
     rows = torch.stack([layout.flatten(network.build().state_dict()) for _ in range(population)])
     states = [layout.unflatten(row) for row in rows]
     some = rows[1:] if population == 2 else rows

@@ -37,6 +37,7 @@ from weightspace.symmetry import (
     balanced,
     batch_losses,
     chain_groups,
+    chain_scales,
     mean_reference,
     merge_many,
     permuted,
@@ -137,12 +138,13 @@ def pairs(data: datasets.Dataset) -> None:
     summaries, curves = [], []
     for name, (network, epochs) in PAIRS.items():
         rows = pair(network, epochs, data)
-        groups = chain_groups(Layout.of(network.build()))
+        layout = Layout.of(network.build())
+        groups = chain_groups(layout)
         tables = compare_barriers(
             network, rows[0], all_alignments(network, rows, data), groups, measured, points=POINTS
         )
-        gauged = balanced(rows, Layout.of(network.build()), groups, activation="relu")
-        matched = align(gauged[1:], gauged[0], Layout.of(network.build()), groups, torch.Generator().manual_seed(SEED))
+        gauged = balanced(rows, layout, chain_scales(layout, activation="relu"))
+        matched = align(gauged[1:], gauged[0], layout, groups, torch.Generator().manual_seed(SEED))
         more = compare_barriers(
             network, gauged[0], {"balanced, weight matching": matched[0]}, groups, measured, points=POINTS
         )

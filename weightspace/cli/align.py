@@ -9,7 +9,7 @@ from weightspace.cli.evaluate import images_of, print_table
 from weightspace.evaluation.alignment import aligned_zoo, chosen_network
 from weightspace.evaluation.barrier import alignments, compare_barriers
 from weightspace.report import barrier_picture
-from weightspace.symmetry import chain_groups
+from weightspace.symmetry import symmetry_of
 from weightspace.zoo import open as open_zoo
 
 
@@ -52,8 +52,8 @@ def pair(
     """
     network, start, data_zoo = chosen_network(first)
     _, end, _ = chosen_network(second, like=network)
-    groups = chain_groups(data_zoo.layout)
     data = images_of(data_zoo, data_root)
+    groups = symmetry_of(network.build(), data.train_images[:1]).groups
     seconds = alignments(network, start, end, groups, data, seed=seed)
     barriers, curves = compare_barriers(network, start, seconds, groups, data, points=points, repair=repair)
     out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,7 @@
 """What leaves a network's function unchanged: groups found by tracing it, random group elements and alignment."""
 
-from weightspace.symmetry.activations import (
-    activation_matching,
-    unit_activations,
-)
-from weightspace.symmetry.gauges import (
-    balanced,
-    canonical_form,
-)
+from weightspace.symmetry.activations import activation_matching, unit_activations
+from weightspace.symmetry.gauges import balanced, canonical_form, chain_scales
 from weightspace.symmetry.groups import (
     PermutationGroup,
     Place,
@@ -16,47 +10,14 @@ from weightspace.symmetry.groups import (
     random_permutations,
     unit_view,
 )
-from weightspace.symmetry.matching import (
-    align,
-    align_runs,
-    mean_reference,
-    permuted,
-    weight_matching,
-)
-from weightspace.symmetry.merging import (
-    mean_reference,
-    merge_many,
-)
-from weightspace.symmetry.repair import (
-    recalibrated,
-    repaired,
-)
-from weightspace.symmetry.scales import (
-    ScaleGroup,
-    apply_scales,
-    random_scales,
-    scale_factors,
-)
-from weightspace.symmetry.sinkhorn import (
-    SinkhornConfig,
-    sinkhorn_matching,
-    softly_permuted,
-)
-from weightspace.symmetry.straight_through import (
-    batch_losses,
-    straight_through_matching,
-)
-from weightspace.symmetry.tracing import (
-    Basis,
-    Frozen,
-    Symmetry,
-    symmetry_of,
-)
-from weightspace.symmetry.verification import (
-    Check,
-    Verification,
-    verify,
-)
+from weightspace.symmetry.matching import align, align_runs, permuted, weight_matching
+from weightspace.symmetry.merging import mean_reference, merge_many
+from weightspace.symmetry.repair import recalibrated, repaired
+from weightspace.symmetry.scales import ScaleGroup, apply_scales, random_scales, scale_factors
+from weightspace.symmetry.sinkhorn import SinkhornConfig, sinkhorn_matching, softly_permuted
+from weightspace.symmetry.straight_through import batch_losses, straight_through_matching
+from weightspace.symmetry.tracing import Basis, Frozen, Symmetry, symmetry_of
+from weightspace.symmetry.verification import Check, Verification, verify
 
 __all__ = [
     "Basis",
@@ -76,6 +37,7 @@ __all__ = [
     "batch_losses",
     "canonical_form",
     "chain_groups",
+    "chain_scales",
     "gather_index",
     "mean_reference",
     "merge_many",
