@@ -61,7 +61,7 @@ ZOO = Recipe(
     activation=("tanh",), init=("kaiming_uniform",), learning_rate=(3e-3, 1e-2), dropout=(0.0, 0.0), seed=SEED,
 )  # fmt: skip
 SANE_EPOCHS, SOUP = 50, 16
-STE_STEPS, SINKHORN = 30, SinkhornConfig(steps=25)
+STE_STEPS, SINKHORN = 60, SinkhornConfig(steps=100)
 PAGE = """# Symmetry: what alignment is worth
 
 On MNIST, seed {seed}, {cores} cores of {processor}, {system}, Python {python}, torch {torch}:
