@@ -60,6 +60,50 @@ def fails(capsys, *arguments) -> str:
 # --- what works ------------------------------------------------------------------------------------------------------
 
 
+def test_an_aligned_zoo_has_the_same_functions_nearer_together(folder, capsys):
+    out = folder / "aligned"
+    assert run("align", "zoo", folder / "zoo", "--out", out) == 0
+    assert "60 checkpoints of 20 networks: " in capsys.readouterr().out
+    raw, aligned = open_zoo(folder / "zoo"), open_zoo(out)
+    assert aligned.table.drop("shard", "row").equals(raw.table.drop("shard", "row"))
+    assert torch.equal(aligned.weights().sort(1).values, raw.weights().sort(1).values)
+    spread = [zoo.last().weights().var(0).sum() for zoo in (raw, aligned)]
+    assert spread[1] < spread[0]
+
+
+def test_a_pair_is_measured_before_and_after_alignment(folder, tmp_path, capsys):
+    zoo = folder / "zoo"
+    names = open_zoo(zoo).where(pl.col("config.activation") == "relu").models[:2]
+    assert run("align", "pair", f"{zoo}:{names[0]}", f"{zoo}:{names[1]}@1", "--points", 3, "--out", tmp_path / "b") == 0
+    out = capsys.readouterr().out
+    assert "loss barrier between" in out and out.count("matching") == 2 * 2 * 2
+    table = pl.read_csv(tmp_path / "b" / "barriers.csv")
+    assert table["alignment"].unique(maintain_order=True).to_list() == [
+        "none",
+        "weight matching",
+        "activation matching",
+    ]
+    assert len(pl.read_csv(tmp_path / "b" / "curves.csv")) == 3 * len(table) == 36
+    assert (tmp_path / "b" / "barrier.png").stat().st_size > 1000
+    same = f"{zoo}:{names[0]}"
+    assert run("align", "pair", same, same, "--points", 3, "--no-repair", "--out", tmp_path / "c") == 0
+    assert pl.read_csv(tmp_path / "c" / "barriers.csv")["barrier"].abs().max() < 1e-6
+
+
+def test_networks_of_a_pair_are_named_with_care(folder, tmp_path, capsys):
+    zoo, out = folder / "zoo", tmp_path / "b"
+    table = open_zoo(zoo).table
+    relu, tanh = (table.filter(pl.col("config.activation") == name)["model"][0] for name in ("relu", "tanh"))
+    assert "ZOO:MODEL or ZOO:MODEL@STEP, got '00001'" in fails(capsys, "align", "pair", "00001", "00002", "--out", out)
+    first = f"{zoo}:{relu}"
+    assert "unknown model of" in fails(capsys, "align", "pair", first, f"{zoo}:99999", "--out", out)
+    assert "unknown step of model" in fails(capsys, "align", "pair", first, f"{zoo}:{relu}@2", "--out", out)
+    assert "is another network than the first one" in fails(
+        capsys, "align", "pair", first, f"{zoo}:{tanh}", "--out", out
+    )
+    assert not out.exists()
+
+
 def test_training_a_finished_zoo_changes_nothing(folder, digits_zoo):
     """The command's options are the recipe: they name the zoo that Python made."""
     assert open_zoo(folder / "zoo").digest == digits_zoo.digest

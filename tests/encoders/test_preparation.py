@@ -50,6 +50,15 @@ def test_training_rows_are_standardised_per_layer(rows):
         assert float(layer.double().var(1, correction=0).mean()) == pytest.approx(1, abs=1e-5)
 
 
+def test_networks_may_stay_in_their_own_order(rows):
+    zoo = zoo_of(rows)
+    preparation = Preparation.fit(zoo, align=False)
+    assert preparation.reference is None
+    assert torch.equal(preparation.aligned(zoo), zoo.weights())
+    assert torch.equal(preparation.apply(zoo), Standardisation.fit(zoo.weights(), LAYOUT).apply(zoo.weights()))
+    torch.testing.assert_close(preparation.invert(preparation.apply(zoo)), rows, rtol=1e-5, atol=1e-6)
+
+
 def test_alignment_brings_the_runs_together(rows):
     preparation = Preparation.fit(zoo_of(rows))
     ends = preparation.aligned(zoo_of(rows))[STEPS - 1 :: STEPS]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from weightspace import encoders
 from weightspace.encoders import SANE, SANEConfig, TrainingConfig
+from weightspace.encoders.preparation import Preparation
 from weightspace.encoders.pretrained import structure
 from weightspace.errors import ConfigError, UnknownName, WeightspaceError
 
@@ -149,6 +150,15 @@ def test_no_configuration(folder, content):
     for load in (SANE.from_pretrained, encoders.load):
         with pytest.raises(WeightspaceError, match=r"config\.json"):
             load(folder)
+
+
+def test_an_encoder_of_networks_in_their_own_order(digits_sane, digits_zoo, tmp_path):
+    preparation = Preparation.fit(digits_zoo, align=False)
+    sane = SANE(digits_sane.config, preparation, digits_sane.header)
+    sane.save_pretrained(tmp_path / "sane")
+    loaded = encoders.load(tmp_path / "sane")
+    assert loaded.preparation.reference is None
+    assert torch.equal(loaded.embed(digits_zoo), sane.embed(digits_zoo))
 
 
 def test_missing_folder(tmp_path):

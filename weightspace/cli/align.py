@@ -60,4 +60,4 @@ def pair(
     barriers.write_csv(out / "barriers.csv")
     curves.write_csv(out / "curves.csv")
     barrier_picture(curves.filter(pl.col("images") == "test"), out / "barrier.png")
-    print_table(barriers, f"loss barrier between {first} and {second} ({out})")
+    print_table(barriers.drop("accuracy_barrier"), f"loss barrier between {first} and {second} ({out})")

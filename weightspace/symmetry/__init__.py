@@ -1,7 +1,7 @@
-"""What leaves a network's function unchanged: found in any module, proved on it, and used to align networks."""
+"""What leaves a network's function unchanged: groups found by tracing it, random group elements and alignment."""
 
 from weightspace.symmetry.activations import activation_matching, unit_activations
-from weightspace.symmetry.gauges import balanced, canonical_form
+from weightspace.symmetry.gauges import balanced, canonical_form, chain_scales
 from weightspace.symmetry.groups import (
     PermutationGroup,
     Place,
@@ -37,6 +37,7 @@ __all__ = [
     "batch_losses",
     "canonical_form",
     "chain_groups",
+    "chain_scales",
     "gather_index",
     "mean_reference",
     "merge_many",

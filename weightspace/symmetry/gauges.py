@@ -17,55 +17,80 @@ from torch import Tensor
 
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
-from weightspace.symmetry.groups import PermutationGroup, Place, unit_view
+from weightspace.symmetry.groups import PermutationGroup, Place, chain_groups, unit_view
 from weightspace.symmetry.matching import permuted
+from weightspace.symmetry.scales import ScaleGroup
 
 HOMOGENEOUS = ("relu", "leaky_relu")
 """Activations f with f(c x) = c f(x) for every c > 0."""
 MAX_SWEEPS, LEAST_CHANGE = 1000, 1e-10
 
 
-def balanced(
-    rows: Float[Tensor, "m p"], layout: Layout, groups: Sequence[PermutationGroup], *, activation: str
-) -> Float[Tensor, "m p"]:
-    """Networks with equal norms before and behind every hidden unit; their functions are unchanged.
+def chain_scales(layout: Layout, *, activation: str) -> tuple[ScaleGroup, ...]:
+    """Scales of the hidden units of a plain chain, from its layout and the activation behind every hidden layer.
 
-    Incoming are a unit's weights and bias, or, where a norm follows the layer, the norm's scale and shift; what lies
-    before a norm is left as it is. Units of neighbouring layers share weights, so groups are balanced in turns until
-    nothing changes: the total norm is a convex function of the logarithms of all scales, and every turn lowers it. A
-    unit with nothing on one side keeps its scale.
+    A unit's scale multiplies its incoming weights and bias, or, where a norm follows the layer, the norm's scale and
+    shift, and divides its outgoing weights. `symmetry_of` finds the scales of any network by tracing it.
 
     Args:
-        rows: Networks.
-        layout: Layout of the rows.
-        groups: Groups of the layout, of a network in which `activation` stands behind each.
-        activation: Name of that activation.
-    Returns:
-        Rows in the dtype of `rows`.
+        layout: Layout of a chain, as for `chain_groups`.
+        activation: Name of the activation.
     Raises:
         ConfigError: The activation is not positively homogeneous.
-        LayoutError: A group has no values on one side, or two axes of one tensor.
+        LayoutError: The layout is not that of a plain chain.
 
-    >>> from weightspace.symmetry import chain_groups
-    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(1, 1, bias=False) for _ in range(2))))
-    >>> balanced(torch.tensor([[1.0, 4.0]]), layout, chain_groups(layout), activation="relu")
-    tensor([[2., 2.]])
+    >>> layout = Layout.of(torch.nn.Sequential(torch.nn.Linear(1, 4, bias=False), torch.nn.Linear(4, 1, bias=False)))
+    >>> chain_scales(layout, activation="relu")[0].exponents
+    (1.0, -1.0)
     """
     if activation not in HOMOGENEOUS:
         raise ConfigError(
             f"units behind {activation!r} cannot be rescaled: f(c x) = c f(x) holds for {' and '.join(HOMOGENEOUS)}"
         )
+    scales = []
+    for group in chain_groups(layout):
+        specs = {place: layout.by_name[place.tensor] for place in group.places}
+        behind = [place for place, spec in specs.items() if place.axis == spec.input_axis]
+        norms = [place for place, spec in specs.items() if spec.layer == "norm" and spec.role in ("weight", "bias")]
+        last = layout.by_name[norms[-1].tensor].layer_name if norms else group.name  # of several norms the last decides
+        before = [p for p, s in specs.items() if p not in behind and s.layer_name == last and "running" not in s.role]
+        exponents = (1.0,) * len(before) + (-1.0,) * len(behind)
+        scales.append(ScaleGroup(group.name, group.size, "positive", (*before, *behind), exponents))
+    return tuple(scales)
+
+
+def balanced(rows: Float[Tensor, "m p"], layout: Layout, scales: Sequence[ScaleGroup]) -> Float[Tensor, "m p"]:
+    """Networks in which what a unit's scale multiplies and what it divides have equal norms; same functions.
+
+    Units of neighbouring layers share weights, so groups are balanced in turns until nothing changes: the total norm is
+    a convex function of the logarithms of all scales, and every turn lowers it. A unit with nothing on one side keeps
+    its scale.
+
+    Args:
+        rows: Networks.
+        layout: Layout of the rows.
+        scales: From `symmetry_of` or `chain_scales`. Signs, and scales that are exact only up to the constant of a
+            batch norm, are left as they are.
+    Returns:
+        Rows in the dtype of `rows`.
+    Raises:
+        LayoutError: A scale has another power than 1 or -1 in a tensor, or it only multiplies or only divides.
+
+    >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(1, 1, bias=False) for _ in range(2))))
+    >>> balanced(torch.tensor([[1.0, 4.0]]), layout, chain_scales(layout, activation="relu"))
+    tensor([[2., 2.]])
+    """
     current = rows.to(torch.float64, copy=True)
-    sides = [_sides(layout, group) for group in groups]
+    sides = [(_units(group), *_sides(group)) for group in scales if group.kind == "positive" and group.exact]
     for _ in range(MAX_SWEEPS):
         largest = 0.0
-        for group, (before, behind) in zip(groups, sides, strict=True):
-            incoming, outgoing = (_squares(current, layout, group, places).sqrt() for places in (before, behind))
+        for units, before, behind in sides:
+            incoming, outgoing = (_squares(current, layout, units, places).sqrt() for places in (before, behind))
             scale = (outgoing / incoming).sqrt()
             scale = torch.where((incoming > 0) & (outgoing > 0) & scale.isfinite(), scale, 1.0)
             for places, factor in ((before, scale), (behind, 1 / scale)):
                 for place in places:
-                    unit_view(current, layout, group, place).mul_(factor[:, None, None, :, None])
+                    unit_view(current, layout, units, place).mul_(factor[:, None, None, :, None])
             largest = max(largest, float((scale - 1).abs().amax())) if scale.numel() else largest
         if largest < LEAST_CHANGE:
             break
@@ -73,7 +98,10 @@ def balanced(
 
 
 def canonical_form(
-    rows: Float[Tensor, "m p"], layout: Layout, groups: Sequence[PermutationGroup], *, activation: str | None = None
+    rows: Float[Tensor, "m p"],
+    layout: Layout,
+    groups: Sequence[PermutationGroup],
+    scales: Sequence[ScaleGroup] = (),
 ) -> Float[Tensor, "m p"]:
     """Networks with their hidden units sorted by norm, the largest first; their functions are unchanged.
 
@@ -84,20 +112,17 @@ def canonical_form(
         rows: Networks.
         layout: Layout of the rows.
         groups: Groups of the layout.
-        activation: Balance the scales first, as in `balanced`; for activations that are not homogeneous leave it out.
+        scales: Balanced first, as in `balanced`.
     Returns:
         Rows in the dtype of `rows`.
     Raises:
-        ConfigError: The activation is not positively homogeneous.
         LayoutError: As in `balanced`.
 
-    >>> from weightspace.symmetry import chain_groups
     >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
     >>> canonical_form(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), layout, chain_groups(layout))
     tensor([[2., 1., 4., 3.]])
     """
-    if activation is not None:
-        rows = balanced(rows, layout, groups, activation=activation)
+    rows = balanced(rows, layout, scales)
     orders = []
     for group in groups:
         # Squares are summed in an order that depends on other groups; what differs by rounding only is a tie.
@@ -107,21 +132,20 @@ def canonical_form(
     return permuted(rows, layout, groups, orders)
 
 
-def _sides(layout: Layout, group: PermutationGroup) -> tuple[list[Place], list[Place]]:
-    """Places whose values a unit's scale multiplies, and places whose values it divides."""
-    specs = {place: layout.by_name[place.tensor] for place in group.places}
-    if len({place.tensor for place in specs}) < len(specs):
-        raise LayoutError(f"group {group.name!r} has two axes of one tensor, so its units have no scale of their own")
-    behind = [place for place, spec in specs.items() if place.axis == spec.input_axis]
-    norms = [place for place, spec in specs.items() if spec.layer == "norm" and spec.role in ("weight", "bias")]
-    if norms:  # of several norms in a row the last one decides
-        last = layout.by_name[norms[-1].tensor].layer_name
-        before = [place for place in norms if specs[place].layer_name == last]
-    else:
-        before = [place for place, spec in specs.items() if place.axis == spec.output_axis]
-    if not before or not behind:
-        raise LayoutError(f"the units of group {group.name!r} have no weights before or behind them to balance")
-    return before, behind
+def _units(scale: ScaleGroup) -> PermutationGroup:
+    """The units of a scale, as `unit_view` wants them."""
+    return PermutationGroup(scale.name, scale.size, scale.places)
+
+
+def _sides(scale: ScaleGroup) -> tuple[list[Place], list[Place]]:
+    """Places that a scale multiplies, and places that it divides."""
+    powers = dict(zip(scale.places, scale.exponents, strict=True))
+    if set(powers.values()) != {1.0, -1.0}:
+        raise LayoutError(
+            f"the scales of {scale.name!r} have powers {sorted(set(powers.values()))} in its tensors; only 1 and -1 "
+            "can be balanced: leave this group out"
+        )
+    return [place for place, power in powers.items() if power > 0], [p for p, power in powers.items() if power < 0]
 
 
 def _squares(

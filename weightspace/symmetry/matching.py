@@ -247,9 +247,8 @@ def _ascend(
             # Another assignment that is only as good is not taken, so that aligned networks stay as they are.
             better = gain > least[which]
             which, moves = which[better], moves[better]
-            if coupled[
-                k, k
-            ]:  # two axes of one tensor move: the gain is not linear, and what was promised may be a loss
+            if coupled[k, k]:
+                # Two axes of one tensor move: the gain is not linear, and what was promised may be a loss.
                 better = _true_gains(current, which, moves, target, places[k]) > least[which]
                 which, moves = which[better], moves[better]
             for pieces in places[k]:
