@@ -46,6 +46,7 @@ class Description:
     model: str | None = None
     step: int | None = None
     columns: Mapping[str, Plain] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 Describe = Callable[[Path, FileContent], Description]
@@ -246,7 +247,7 @@ def _checkpoint(file: Path, root: Path, common: Path, describe: Describe | None)
         step=said.step if said.step is not None else step or 0,
         state=content.state,
         columns={**content.columns, **said.columns},
-        notes=content.notes,
+        notes=(*content.notes, *said.notes),
     )
 
 
