@@ -186,6 +186,8 @@ class Hub(BaseHTTPRequestHandler):
         self.requests.append(self.path)
         if self.headers.get("Authorization") != "Bearer hf_right":
             return self.answer({"error": "Invalid credentials"}, 401, X_Error_Message="Invalid credentials")
+        if self.path == "/api/validate-yaml":
+            return self.answer({"errors": [], "warnings": []})
         if self.path == "/api/repos/create":
             name = f"{json.loads(body)['organization']}/{json.loads(body)['name']}"
             return self.answer({"url": f"http://{self.headers['Host']}/datasets/{name}"})
@@ -207,6 +209,12 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith("/api/datasets/me/tiny/revision/"):
             siblings = [{"rfilename": name} for name in self.files]
             return self.answer({"id": "me/tiny", "sha": COMMIT, "siblings": siblings})
+        if path.startswith("/api/datasets/me/tiny/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in self.files.items()
+            ]
+            return self.answer(json.dumps(entries).encode(), Content_Type="application/json")
         name = path.removeprefix(f"/datasets/me/tiny/resolve/{COMMIT}/")
         if name in self.files:
             tag = f'"{hashlib.sha1(self.files[name]).hexdigest()}"'
