@@ -4,8 +4,9 @@ from functools import cache
 from pathlib import Path
 
 from weightspace.zoo.importers.found import Found, Plain, Unreadable, configuration, finite, metrics, read_json_file
-from weightspace.zoo.importers.restricted_pickle import Record, load
+from weightspace.zoo.importers.restricted_pickle import Record
 from weightspace.zoo.importers.states import FileContent
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.weight_files import Description, read_folder
 
 _SETTINGS = (

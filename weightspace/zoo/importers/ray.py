@@ -31,8 +31,8 @@ from weightspace.zoo.importers.found import (
     metrics,
     read_json_file,
 )
-from weightspace.zoo.importers.restricted_pickle import load
 from weightspace.zoo.importers.states import state_in
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.weight_files import is_weight_file, read_file
 
 _MODULE_LIST = re.compile(r"module_list\.(\d+)\.(weight|bias)")

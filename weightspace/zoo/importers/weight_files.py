@@ -30,9 +30,9 @@ from weightspace.zoo.importers.found import (
 )
 from weightspace.zoo.importers.keras import read_keras
 from weightspace.zoo.importers.onnx import read_onnx
-from weightspace.zoo.importers.restricted_pickle import load
 from weightspace.zoo.importers.stable_baselines import read_agent
 from weightspace.zoo.importers.states import FileContent, state_in, step_of
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.torch_order import forward_order, in_torch_order
 
 ORDER = "tensors"
