@@ -265,6 +265,25 @@ def test_broken_links_and_missing_shards_are_reported(folder, tmp_path):
     assert "../good.pt" in found["outside/pytorch_model.bin.index.json"]
 
 
+@pytest.mark.parametrize(("package", "kind"), [("h5py", "keras"), ("onnx", "onnx")])
+def test_a_missing_package_is_named(package, kind, folder, tmp_path, monkeypatch):
+    write(kind, net(), folder)
+    torch.save(net().state_dict(), folder / "other.pt")
+    monkeypatch.setitem(sys.modules, package, None)
+    report, zoo = imported(folder, tmp_path)
+    (reason,) = reasons(report).values()
+    assert reason.endswith(f"files needs {package}: pip install 'weightspace[import]'") and zoo.models == ["other"]
+
+
+def test_hidden_files_and_linked_folders_are_counted(folder, tmp_path):
+    torch.save(net().state_dict(), folder / "a.pt")
+    torch.save(net().state_dict(), folder / ".b.pt")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    report, _ = imported(folder, tmp_path)
+    assert list(report.notes) == ["files that are no weights left alone: 1 hidden, 1 linked folder"]
+
+
 def test_half_precision_is_kept_and_mixed_is_widened(folder, tmp_path):
     state = net().state_dict()
     torch.save({k: v.half() for k, v in state.items()}, folder / "a.pt")

@@ -130,6 +130,13 @@ def test_lightning_logs(tmp_path):
     assert next(iter(zoo.layout.by_name)) == "net.0.weight"
 
 
+def test_a_damaged_log_costs_its_metrics_only(tmp_path):
+    write_lightning(tmp_path / "logs/version_0", 0, 0.1)
+    (tmp_path / "logs/version_0/metrics.csv").write_bytes(b"")
+    report, zoo, _ = imported(tmp_path / "logs")
+    assert len(zoo) == 2 and any(note.startswith("metrics were not taken") for note in report.notes)
+
+
 # --- Hugging Face Trainer ---------------------------------------------------------------------------------------------
 
 

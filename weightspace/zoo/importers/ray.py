@@ -62,7 +62,8 @@ def read(source: Path) -> Found:
         notes.append("dataset.pt holds images, not networks: left alone")
     if network := _network(trials):
         header["network"] = networks.to_json(network)
-    return Found(items=_items(source, trials), header=header, notes=tuple(notes))
+    count = sum(1 for trial in trials for _ in trial.glob("checkpoint_*"))
+    return Found(items=_items(source, trials), header=header, notes=tuple(notes), count=count)
 
 
 def _trials(source: Path) -> Iterator[Path]:

@@ -58,10 +58,17 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
     Args:
         describe: What is known of a file besides; of its path and content nothing more by default.
     """
-    left_alone: Counter[str] = Counter()
-    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if not file.is_dir())
     root = source.parent if source.is_file() else source
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    left_alone: Counter[str] = Counter()
+    files = []
+    for path in [source] if source.is_file() else sorted(source.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            left_alone["hidden"] += not path.is_dir()
+        elif not path.is_dir():
+            files.append(path)
+        elif path.is_symlink():
+            left_alone["linked folder"] += 1
+    left_alone += Counter()  # without what is counted 0 times
     shards = {root / name for file in files if file.name.endswith(".index.json") for name in _shards(file, root)}
     weights = []
     for file in files:
@@ -73,9 +80,8 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
         f"files that are no weights left alone: {', '.join(f'{n} {kind}' for kind, n in left_alone.most_common())}"
     ]
     common = _common(weights, root)
-    return Found(
-        items=(_checkpoint(file, root, common, describe) for file in weights), notes=tuple(notes if left_alone else [])
-    )
+    items = (_checkpoint(file, root, common, describe) for file in weights)
+    return Found(items=items, notes=tuple(notes if left_alone else []), count=len(weights))
 
 
 def is_weight_file(file: Path) -> bool:
