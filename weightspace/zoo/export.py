@@ -29,7 +29,7 @@ from weightspace.zoo.writer import LOCATION
 ExportFormat = Literal["safetensors", "small-cnn"]
 
 
-def export_zoo(zoo: Zoo, target: str | os.PathLike[str], *, format: ExportFormat = "safetensors") -> Path:
+def export_zoo(zoo: Zoo, target: str | os.PathLike[str], *, format: str = "safetensors") -> Path:
     """Write the selected checkpoints as files of another format, in float32; what is written can be imported again.
 
     Args:

@@ -235,7 +235,8 @@ def test_each_damaged_file_is_skipped_with_its_reason(folder, tmp_path):
     assert zoo.models == ["good"] and zoo.weights()[0].equal(row(module))
     starts = {
         "cut.safetensors": "truncated or damaged", "cut.pt": "truncated or damaged",
-        "nan.pt": "NaN or infinite weights: 5", "inf.pt": "NaN or infinite weights: 5 of 32", "int8.pt": "quantised weights: '0.weight' is int8",
+        "nan.pt": "NaN or infinite weights: 5", "inf.pt": "NaN or infinite weights: 5 of 32",
+        "int8.pt": "quantised weights: '0.weight' is int8",
         "gptq.pt": "quantised weights: '0.qweight'", "float8.pt": "quantised weights: '0.weight' is float8",
         "complex.pt": "tensor '0.weight' is complex", "empty.pt": "it holds no named tensors",
         "optimizer.pt": "the state of a training run", "llm.gguf": "quantised: GGUF",
@@ -262,6 +263,25 @@ def test_broken_links_and_missing_shards_are_reported(folder, tmp_path):
     assert found["gone.pt"] == "it is missing, or a link that leads nowhere"
     assert found["big/model.safetensors.index.json"].startswith("shard 'model-00001-of-00001.safetensors'")
     assert "../good.pt" in found["outside/pytorch_model.bin.index.json"]
+
+
+@pytest.mark.parametrize(("package", "kind"), [("h5py", "keras"), ("onnx", "onnx")])
+def test_a_missing_package_is_named(package, kind, folder, tmp_path, monkeypatch):
+    write(kind, net(), folder)
+    torch.save(net().state_dict(), folder / "other.pt")
+    monkeypatch.setitem(sys.modules, package, None)
+    report, zoo = imported(folder, tmp_path)
+    (reason,) = reasons(report).values()
+    assert reason.endswith(f"files needs {package}: pip install 'weightspace[import]'") and zoo.models == ["other"]
+
+
+def test_hidden_files_and_linked_folders_are_counted(folder, tmp_path):
+    torch.save(net().state_dict(), folder / "a.pt")
+    torch.save(net().state_dict(), folder / ".b.pt")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    report, _ = imported(folder, tmp_path)
+    assert list(report.notes) == ["files that are no weights left alone: 1 hidden, 1 linked folder"]
 
 
 def test_half_precision_is_kept_and_mixed_is_widened(folder, tmp_path):
@@ -323,9 +343,7 @@ def test_order_of_layers_in_sorted_files(folder, tmp_path):
            "classifier.2.weight": torch.zeros(2, 5)}  # fmt: skip
     safetensors.torch.save_file(vgg, folder / "vgg.safetensors")
     _, zoo = imported(folder, tmp_path)
-    names = {
-        list(ws.networks.Layout.from_json(x).by_name)[0]: [t["name"] for t in x] for x in zoo.header["layouts"].values()
-    }
+    names = {tensors[0]["name"]: [t["name"] for t in tensors] for tensors in zoo.header["layouts"].values()}
     assert names["0.weight"] == list(deep) and names["features.0.weight"] == list(vgg)
 
 

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from weightspace.zoo.importers.found import Unreadable
-from weightspace.zoo.importers.restricted_pickle import Record, UnsafeFile, Unsupported, load
+from weightspace.zoo.importers.restricted_pickle import Record, UnsafeFile, Unsupported
 from weightspace.zoo.importers.states import state_in
+from weightspace.zoo.importers.torch_file import load
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 

@@ -5,12 +5,13 @@ the order of `FORMATS`, the special before the general. Nothing that a file cont
 """
 
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from weightspace.errors import ZooError, unknown_name
-from weightspace.zoo.importers.found import Block, Checkpoint, Found, Skipped
+from weightspace.zoo.importers.found import Block, Checkpoint, Found, Item, Skipped
 from weightspace.zoo.importers.report import ImportReport
 
 __all__ = ["FORMATS", "Block", "Checkpoint", "Found", "ImportReport", "Skipped", "detect", "import_zoo"]
@@ -90,8 +91,9 @@ def import_zoo(
     if target.exists():
         raise ZooError(f"{target} exists already: a zoo is imported into a new folder")
     format = detect(place) if format == "auto" else format
+    found: Found = _module(format).read(place)
     return write_zoo(
-        _module(format).read(place),
+        replace(found, items=(_renamed(item, place.name, name) for item in found.items)),
         target,
         source=name,
         format=format,
@@ -110,6 +112,13 @@ def _local(source: str | os.PathLike[str]) -> tuple[Path, str]:
         return snapshot(text.removeprefix("hub:")), text
     place = Path(text).absolute()
     return place, place.name
+
+
+def _renamed(item: Item, place: str, name: str) -> Item:
+    """A repository's cache is a folder called by its commit; a model called by its folder is the repository's."""
+    return (
+        replace(item, model=name.removeprefix("hub:")) if isinstance(item, Checkpoint) and item.model == place else item
+    )
 
 
 def _module(name: str) -> Any:

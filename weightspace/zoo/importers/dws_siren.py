@@ -23,7 +23,7 @@ def read(source: Path) -> Found:
     """Every network, with the split of the JSON file if there is one."""
     files = sorted(source.rglob("*.pth"))
     splits, notes = _splits(source)
-    return Found(items=_items(source, files, splits), notes=notes)
+    return Found(items=_items(source, files, splits), notes=notes, count=len(files))
 
 
 def _splits(source: Path) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -77,6 +77,8 @@ class Found:
     header: Mapping[str, Any] = field(default_factory=dict)
     """What is known of the whole zoo: network, dataset, …"""
     notes: tuple[str, ...] = ()
+    count: int = 0
+    """How many items to expect, for the progress bar; 0 if that is not known."""
 
 
 def plain(value: Any) -> Plain:

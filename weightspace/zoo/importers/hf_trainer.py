@@ -4,8 +4,9 @@ from functools import cache
 from pathlib import Path
 
 from weightspace.zoo.importers.found import Found, Plain, Unreadable, configuration, finite, metrics, read_json_file
-from weightspace.zoo.importers.restricted_pickle import Record, load
+from weightspace.zoo.importers.restricted_pickle import Record
 from weightspace.zoo.importers.states import FileContent
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.weight_files import Description, read_folder
 
 _SETTINGS = (
@@ -25,36 +26,37 @@ def read(source: Path) -> Found:
     """Every checkpoint, a run an output folder, with the last metrics logged until its step."""
 
     @cache
-    def known(folder: Path) -> tuple[int | None, dict[str, Plain]]:
+    def known(folder: Path) -> tuple[int | None, dict[str, Plain], tuple[str, ...]]:
         state = read_json_file(folder / "trainer_state.json")
         if not isinstance(state, dict) or not finite(step := state.get("global_step")):
-            return None, {}
+            return None, {}, ()
         values: dict[str, object] = {}
         for entry in state.get("log_history", ()):
             if entry.get("step", 0) <= step:
                 values |= {("train_loss" if k == "loss" else k): v for k, v in entry.items() if k not in _BOOKKEEPING}
         rates = {key: values.pop(key) for key in ("learning_rate", "grad_norm") if key in values}
         logged = metrics(values | {f"logged_{key}": value for key, value in rates.items()})
-        return int(str(step)), _arguments(folder / "training_args.bin") | logged
+        settings, notes = _arguments(folder / "training_args.bin")
+        return int(str(step)), settings | logged, notes
 
     def describe(file: Path, content: FileContent) -> Description:
         if not (file.parent / "trainer_state.json").is_file():
             return Description()
-        step, columns = known(file.parent)
+        step, columns, notes = known(file.parent)
         run = file.parent.parent if file.parent.name.startswith("checkpoint-") else file.parent
         model = run.relative_to(source).as_posix() if run != source and run.is_relative_to(source) else source.name
-        return Description(model=model, step=step, columns=columns)
+        return Description(model=model, step=step, columns=columns, notes=notes)
 
     return read_folder(source, describe)
 
 
-def _arguments(file: Path) -> dict[str, Plain]:
-    """The customary arguments out of the pickled ones; without them where the pickle cannot be read safely."""
+def _arguments(file: Path) -> tuple[dict[str, Plain], tuple[str, ...]]:
+    """The customary arguments out of the pickled ones, or a note why they could not be read safely."""
     if not file.is_file():
-        return {}
+        return {}, ()
     try:
         arguments = load(file)
-    except Unreadable:
-        return {}
+    except Unreadable as error:
+        return {}, (f"{file.name} was not read: {error}",)
     attributes = arguments.attributes if isinstance(arguments, Record) else {}
-    return configuration({name: attributes[name] for name in _SETTINGS if name in attributes})
+    return configuration({name: attributes[name] for name in _SETTINGS if name in attributes}), ()

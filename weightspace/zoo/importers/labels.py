@@ -82,16 +82,18 @@ class Labels:
 
     def _joining(self, names: Mapping[str, list[Key]]) -> tuple[str, dict[Key, int]]:
         """The column that names most checkpoints, and the line of each checkpoint."""
-        best, lines = "", dict[Key, int]()
+        best, lines, twice = "", dict[Key, int](), ""
         for column in self.table.columns:
             found: dict[Key, int] = {}
+            repeated = ""
             for line, value in enumerate(self.table[column].cast(pl.String, strict=False)):
                 for key in names.get(PurePosixPath(value).as_posix() if value else "", ()):
-                    if key in found:
-                        raise ZooError(f"{self.file} names {value!r} in two lines of column {column!r}: keep one")
+                    repeated = repeated or (value if key in found else "")
                     found[key] = line
             if len(found) > len(lines):
-                best, lines = column, found
+                best, lines, twice = column, found, repeated
+        if twice:
+            raise ZooError(f"{self.file} names {twice!r} in two lines of column {best!r}: keep one")
         if not lines:
             example = min((n for n in names), default="")
             raise ZooError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import polars as pl
 
+from weightspace.errors import ZooError
 from weightspace.zoo.importers.found import Found, Plain, configuration, finite, metrics, read_csv_file
 from weightspace.zoo.importers.states import FileContent
 from weightspace.zoo.importers.weight_files import Description, read_folder
@@ -22,18 +23,24 @@ def read(source: Path) -> Found:
     """Every `.ckpt` and other file of weights, a run a version folder, with the metrics logged up to its step."""
 
     @cache
-    def log(folder: Path) -> tuple[dict[str, Plain], pl.DataFrame | None]:
-        table = folder / "metrics.csv"
-        return _hyper_parameters(folder / "hparams.yaml"), read_csv_file(table) if table.is_file() else None
+    def log(folder: Path) -> tuple[dict[str, Plain], pl.DataFrame | None, tuple[str, ...]]:
+        settings, file = _hyper_parameters(folder / "hparams.yaml"), folder / "metrics.csv"
+        if not file.is_file():
+            return settings, None, ()
+        try:
+            return settings, read_csv_file(file), ()
+        except ZooError as error:
+            return settings, None, (f"metrics were not taken: {error}",)
 
     def describe(file: Path, content: FileContent) -> Description:
         run = next((up for up in file.parents if _is_run(up)), None)
         if run is None or not run.is_relative_to(source):
             return Description()
-        settings, table = log(run)
+        settings, table, notes = log(run)
         step = _number(file, "step")
         columns = settings | (_metrics(table, content.step, step) if table is not None else {})
-        return Description(model=run.relative_to(source).as_posix() if run != source else source.name, columns=columns)
+        model = run.relative_to(source).as_posix() if run != source else source.name
+        return Description(model=model, columns=columns, notes=notes)
 
     return read_folder(source, describe)
 

@@ -33,8 +33,9 @@ from weightspace.zoo.importers.found import (
     read_json_file,
 )
 from weightspace.zoo.importers.ray import counted_layers, known_network
-from weightspace.zoo.importers.restricted_pickle import Record, load, mentions
+from weightspace.zoo.importers.restricted_pickle import Record
 from weightspace.zoo.importers.states import state_in
+from weightspace.zoo.importers.torch_file import load, mentions
 
 _CLASSES = (b"ModelDatasetBase", b"SimCLRDataset", b"checkpoints_to_datasets")
 _SPLITS = {"trainset": "train", "valset": "validation", "testset": "test"}

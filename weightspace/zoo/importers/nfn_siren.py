@@ -26,7 +26,7 @@ def read(source: Path) -> Found:
     """Every network, in the order of the images."""
     files = sorted((_image(file), file.parent.name, file) for file in _networks(source))
     others = sorted(set(path for path in source.rglob("*.pth")) - {file for *_, file in files})
-    return Found(items=_items(source, [file for *_, file in files], others))
+    return Found(items=_items(source, [file for *_, file in files], others), count=len(files) + len(others))
 
 
 def _networks(source: Path) -> Iterator[Path]:

@@ -31,8 +31,8 @@ from weightspace.zoo.importers.found import (
     metrics,
     read_json_file,
 )
-from weightspace.zoo.importers.restricted_pickle import load
 from weightspace.zoo.importers.states import state_in
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.weight_files import is_weight_file, read_file
 
 _MODULE_LIST = re.compile(r"module_list\.(\d+)\.(weight|bias)")
@@ -62,7 +62,8 @@ def read(source: Path) -> Found:
         notes.append("dataset.pt holds images, not networks: left alone")
     if network := _network(trials):
         header["network"] = networks.to_json(network)
-    return Found(items=_items(source, trials), header=header, notes=tuple(notes))
+    count = sum(1 for trial in trials for _ in trial.glob("checkpoint_*"))
+    return Found(items=_items(source, trials), header=header, notes=tuple(notes), count=count)
 
 
 def _trials(source: Path) -> Iterator[Path]:

@@ -1,23 +1,18 @@
-"""PyTorch files and pickles, read without running anything that is in them.
+"""Pickles, read without running anything that is in them.
 
 A pickle is a program. It may name any function of any module and have it called. This reader imports no module that a
 file names. Tensors, arrays and plain containers are rebuilt by functions of its own, listed in `_BUILDERS`; instances
 of other classes become inert `Record`s of what was stored; a call of anything else is refused, and names the callee.
-
-Three containers are known: the zip archives of `torch.save` since PyTorch 1.6, whose values stay on disk until used
-(memory-mapped), the older sequence of pickles, and a bare pickle.
 """
 
 import io
 import math
 import pickle
-import struct
 import sys
-import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING  # names that the older protocols give to modules
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -25,9 +20,6 @@ import torch
 from torch import Tensor
 
 from weightspace.zoo.importers.found import Unreadable
-
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""What files of torch.save before PyTorch 1.6 begin with, as a pickle."""
 
 
 class UnsafeFile(Unreadable):
@@ -132,7 +124,7 @@ class _Storage:
         self.dtype, self.data = dtype, data
 
 
-class _Array:
+class ArrayPieces:
     """A numpy array while its pieces arrive."""
 
     value: np.ndarray | None = None
@@ -162,121 +154,19 @@ class _DType:
         return dtype.newbyteorder(">") if self.order == ">" else dtype
 
 
-def load(source: Path | bytes) -> Any:
-    """The content of a file of `torch.save` or of a pickle: tensors, containers, plain values and `Record`s.
+class RestrictedUnpickler(pickle.Unpickler):
+    """The standard machine, which gets only what `_BUILDERS` lists and inert records.
 
-    Tensors of a zip archive on disk are memory maps, private to this process.
-
-    Raises:
-        UnsafeFile: The file would execute code.
-        Unreadable: It is truncated, damaged or none of the known containers.
-
-    >>> buffer = io.BytesIO()
-    >>> torch.save({"weight": torch.ones(2)}, buffer)
-    >>> load(buffer.getvalue())
-    {'weight': tensor([1., 1.])}
+    Args:
+        stream: Where the pickle begins.
+        storage: The bytes `[size]` of a storage by its key; none are kept elsewhere by default.
     """
-    try:
-        start = source[:20] if isinstance(source, bytes) else _head(source)
-        if start.startswith(b"PK"):
-            return _load_zip(source)
-        if start.startswith(b"\x80"):
-            stream = _opened(source)
-            content = _Unpickler(stream, _no_storage).load()
-            return _load_legacy(stream) if content == LEGACY_MAGIC else _finished(content)
-    except (UnsafeFile, Unreadable):
-        raise
-    except (OSError, zipfile.BadZipFile, struct.error) as error:
-        raise Unreadable(f"truncated or damaged: {error}") from error
-    except MemoryError as error:
-        raise Unreadable("it asks for more memory than there is") from error
-    except Exception as error:  # a hostile or damaged pickle can make any operation of the machine fail
-        raise Unreadable(f"truncated or damaged: {type(error).__name__}: {error}") from error
-    raise Unreadable("neither a file of torch.save nor a pickle")
 
-
-def mentions(file: Path, names: tuple[bytes, ...]) -> bool:
-    """Whether the pickle in a file of `torch.save` has one of these words in it; nothing is unpickled."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            entry = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(entry) as stream:
-                start = stream.read(2**20)
-    except (OSError, zipfile.BadZipFile, StopIteration):
-        return False
-    return any(name in start for name in names)
-
-
-def _head(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return stream.read(20)
-
-
-def _opened(source: Path | bytes) -> io.BytesIO:
-    return io.BytesIO(source if isinstance(source, bytes) else source.read_bytes())
-
-
-def _load_zip(source: Path | bytes) -> Any:
-    raw = np.frombuffer(bytearray(source), np.uint8) if isinstance(source, bytes) else np.memmap(source, mode="c")
-    with zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
-        pickles = [name for name in entries if name.rpartition("/")[2] == "data.pkl"]
-        if len(pickles) != 1:
-            raise Unreadable("a zip archive, but not one of torch.save")
-        folder = pickles[0].removesuffix("data.pkl")
-        order = folder + "byteorder"
-        if order in entries and archive.read(order) != sys.byteorder.encode():
-            raise Unreadable("its numbers are in the byte order of another machine")
-
-        def storage(key: str, size: int) -> Tensor:
-            entry = entries[f"{folder}data/{key}" if f"{folder}data/{key}" in entries else f"{folder}constants/{key}"]
-            if entry.compress_type != zipfile.ZIP_STORED:
-                data = np.frombuffer(bytearray(archive.read(entry)), np.uint8)
-            else:
-                local = raw[entry.header_offset : entry.header_offset + 30].tobytes()
-                begin = entry.header_offset + 30 + sum(struct.unpack("<HH", local[26:30]))
-                data = raw[begin : begin + entry.file_size]
-            if len(data) < size:
-                raise Unreadable(f"truncated: storage {key} has {len(data)} of {size} bytes")
-            return torch.from_numpy(np.asarray(data[:size]))
-
-        return _finished(_Unpickler(io.BytesIO(archive.read(pickles[0])), storage).load())
-
-
-def _load_legacy(stream: io.BytesIO) -> Any:
-    """The pickles after the magic number, then the values of the storages."""
-    storages: dict[str, Tensor] = {}
-    widths: dict[str, int] = {}
-
-    def storage(key: str, size: int) -> Tensor:
-        if size > len(stream.getbuffer()):
-            raise Unreadable(f"truncated: storage {key} of {size} bytes is larger than the file")
-        return storages.setdefault(key, torch.zeros(size, dtype=torch.uint8))
-
-    for _ in range(2):  # protocol, machine
-        _Unpickler(stream, _no_storage).load()
-    reader = _Unpickler(stream, storage, widths)
-    content = reader.load()
-    for key in _Unpickler(stream, _no_storage).load():
-        count = int.from_bytes(stream.read(8), "little")
-        data = stream.read(count * widths[key])
-        if key not in storages or len(data) != len(storages[key]):
-            raise Unreadable(f"truncated: storage {key} has {len(data)} of {len(storages.get(key, ()))} bytes")
-        storages[key].copy_(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)))
-    return _finished(content)
-
-
-def _no_storage(key: str, size: int) -> Tensor:
-    raise Unreadable("a pickle of tensors whose values are kept elsewhere")
-
-
-class _Unpickler(pickle.Unpickler):
-    """The standard machine, which gets only what `_BUILDERS` lists and inert records."""
-
-    def __init__(self, stream: io.BytesIO, storage: Callable[[str, int], Tensor], widths: dict | None = None):
+    def __init__(self, stream: io.BytesIO, storage: Callable[[str, int], Tensor] | None = None):
         super().__init__(stream, encoding="latin1")
         self._storage = storage
-        self._widths = {} if widths is None else widths
+        self.widths: dict[str, int] = {}
+        """Bytes of a value in each storage that the pickle named."""
         self._records: dict[str, type] = {}
         self._storages: dict[str, _Storage] = {}
 
@@ -298,6 +188,8 @@ class _Unpickler(pickle.Unpickler):
         """A storage by its key; of a view on a storage only the whole is known here."""
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Builder):
             raise Unreadable("its tensors are kept in a way that is not known")
+        if self._storage is None:
+            raise Unreadable("a pickle of tensors whose values are kept elsewhere")
         kind, key, count = pid[1](), str(pid[2]), pid[4]
         if len(pid) > 5 and pid[5] is not None:
             raise Unreadable("its tensors are views of another storage, as only very old PyTorch wrote them")
@@ -309,7 +201,7 @@ class _Unpickler(pickle.Unpickler):
                 self._storages[key] = _Storage(None, torch.empty(0, dtype=torch.uint8))
                 return self._storages[key]
             width = 1 if dtype is None else dtype.itemsize
-            self._widths[key] = width
+            self.widths[key] = width
             self._storages[key] = _Storage(dtype, self._storage(key, count * width))
         return self._storages[key]
 
@@ -375,35 +267,6 @@ def _encode(text: Any, encoding: Any = "latin1", *_: Any) -> bytes:
     return text.encode("latin1")
 
 
-def _finished(content: Any) -> Any:
-    """The content with numpy arrays in the place of their pieces."""
-    done: dict[int, Any] = {}
-    stack = [content]
-    while stack:
-        value = stack.pop()
-        if id(value) in done:
-            continue
-        done[id(value)] = value
-        for key, inner in _inside(value):
-            if isinstance(inner, _Array):
-                if isinstance(value, dict | list):
-                    value[key] = inner.value
-            else:
-                stack.append(inner)
-        if isinstance(value, Record):
-            value.arguments = tuple(x.value if isinstance(x, _Array) else x for x in value.arguments)
-    return content.value if isinstance(content, _Array) else content
-
-
-def _inside(value: Any) -> Iterator[tuple[Any, Any]]:
-    if isinstance(value, dict):
-        yield from list(value.items())
-    elif isinstance(value, list | tuple):
-        yield from enumerate(value)
-    elif isinstance(value, Record):
-        yield from (("state", value.state), ("items", value.items), ("entries", value.entries))
-
-
 _DTYPES = {name: kind for name in dir(torch) if isinstance(kind := getattr(torch, name), torch.dtype)}
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -446,7 +309,7 @@ _BUILDERS = {
     "numpy.dtype": _Builder(_DType),
     **{f"{module}.{name}": _Builder(build)
        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-       for name, build in (("_reconstruct", lambda *_: _Array()), ("scalar", _scalar))},
+       for name, build in (("_reconstruct", lambda *_: ArrayPieces()), ("scalar", _scalar))},
     **{f"{module}._frombuffer": _Builder(_array) for module in ("numpy.core.numeric", "numpy._core.numeric")},
     **{f"pathlib.{name}": _Builder(lambda *parts: PurePosixPath(*map(str, parts)))
        for name in ("Path", "PosixPath", "PurePath", "PurePosixPath")},

@@ -54,7 +54,8 @@ def read(source: Path) -> Found:
             f"{source / 'weights.npy'} holds {matrix.dtype} {matrix.shape}, but metrics.csv.gz has {table.height} "
             f"lines and layout.csv {layout.parameters} parameters: these files do not belong together"
         )
-    return Found(items=_blocks(matrix, places, layout, table))
+    size = max(1, BLOCK_VALUES // layout.parameters)
+    return Found(items=_blocks(matrix, places, layout, table, size), count=-(-len(matrix) // size))
 
 
 def torch_order(table: pl.DataFrame, file: Path) -> tuple[Int64[Tensor, " p"], Layout]:
@@ -104,8 +105,7 @@ def _table(metrics: pl.DataFrame, source: Path) -> pl.DataFrame:
     return metrics.rename(names).with_columns(pl.col("model").cast(pl.String), pl.col("step").cast(pl.Int64))
 
 
-def _blocks(matrix: np.ndarray, places: Tensor, layout: Layout, table: pl.DataFrame) -> Iterator[Block]:
-    size = max(1, BLOCK_VALUES // layout.parameters)
+def _blocks(matrix: np.ndarray, places: Tensor, layout: Layout, table: pl.DataFrame, size: int) -> Iterator[Block]:
     for start in range(0, len(matrix), size):
         rows = torch.from_numpy(np.array(matrix[start : start + size], dtype=np.float32))
         yield Block(source="weights.npy", layout=layout, rows=rows[:, places], table=table[start : start + size])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from weightspace.zoo.importers.found import Plain, Unreadable, configuration, finite
-from weightspace.zoo.importers.restricted_pickle import load
 from weightspace.zoo.importers.states import FileContent, state_in
+from weightspace.zoo.importers.torch_file import load
 
 _SETTINGS = (
     "learning_rate", "gamma", "gae_lambda", "n_steps", "batch_size", "n_epochs", "ent_coef", "vf_coef", "tau",

@@ -30,9 +30,9 @@ from weightspace.zoo.importers.found import (
 )
 from weightspace.zoo.importers.keras import read_keras
 from weightspace.zoo.importers.onnx import read_onnx
-from weightspace.zoo.importers.restricted_pickle import load
 from weightspace.zoo.importers.stable_baselines import read_agent
 from weightspace.zoo.importers.states import FileContent, state_in, step_of
+from weightspace.zoo.importers.torch_file import load
 from weightspace.zoo.importers.torch_order import forward_order, in_torch_order
 
 ORDER = "tensors"
@@ -46,6 +46,7 @@ class Description:
     model: str | None = None
     step: int | None = None
     columns: Mapping[str, Plain] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 Describe = Callable[[Path, FileContent], Description]
@@ -57,10 +58,17 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
     Args:
         describe: What is known of a file besides; of its path and content nothing more by default.
     """
-    left_alone: Counter[str] = Counter()
-    files = [source] if source.is_file() else sorted(file for file in source.rglob("*") if not file.is_dir())
     root = source.parent if source.is_file() else source
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts)]
+    left_alone: Counter[str] = Counter()
+    files = []
+    for path in [source] if source.is_file() else sorted(source.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            left_alone["hidden"] += not path.is_dir()
+        elif not path.is_dir():
+            files.append(path)
+        elif path.is_symlink():
+            left_alone["linked folder"] += 1
+    left_alone += Counter()  # without what is counted 0 times
     shards = {root / name for file in files if file.name.endswith(".index.json") for name in _shards(file, root)}
     weights = []
     for file in files:
@@ -72,9 +80,8 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
         f"files that are no weights left alone: {', '.join(f'{n} {kind}' for kind, n in left_alone.most_common())}"
     ]
     common = _common(weights, root)
-    return Found(
-        items=(_checkpoint(file, root, common, describe) for file in weights), notes=tuple(notes if left_alone else [])
-    )
+    items = (_checkpoint(file, root, common, describe) for file in weights)
+    return Found(items=items, notes=tuple(notes if left_alone else []), count=len(weights))
 
 
 def is_weight_file(file: Path) -> bool:
@@ -246,7 +253,7 @@ def _checkpoint(file: Path, root: Path, common: Path, describe: Describe | None)
         step=said.step if said.step is not None else step or 0,
         state=content.state,
         columns={**content.columns, **said.columns},
-        notes=content.notes,
+        notes=(*content.notes, *said.notes),
     )
 
 

@@ -48,7 +48,7 @@ def write_zoo(
     try:
         zoo = _GrowingZoo(temporary, max_weight=max_weight, keep_nonfinite=keep_nonfinite)
         labelled = Labels.read(labels) if labels is not None else None
-        with progress_bar("importing", 0) as advance:
+        with progress_bar("importing", found.count) as advance:
             for item in found.items:
                 zoo.add(item)
                 advance(1)
