@@ -163,3 +163,25 @@ def test_wrong_requests_are_refused(zoo, starts):
             fine_tune(starts, DIGITS, epochs=2, learning_rate=1e-3, checkpoints=kept)
     with pytest.raises(DatasetError, match=r"\(1, 8, 8\), got \(1, 28, 28\)"):
         logits(zoo, torch.zeros(2, 1, 28, 28))
+
+
+def test_a_zoo_of_several_architectures_runs_each_with_its_own(tmp_path):
+    """Accuracies of one layout, computed anew, are those in the table."""
+    recipe = Recipe(
+        network="wild_park", activation=("relu", "tanh"), models=6, epochs=1, train_limit=100, seed=3,
+        models_per_architecture=2,
+    )  # fmt: skip
+    zoo = train(tmp_path / "park", recipe, workers=1)
+    data = load("digits", train_limit=100, seed=3)
+    for digest in zoo.table["layout"].unique():
+        some = zoo.where(pl.col("layout") == digest)
+        _, accuracy = metrics(some, data.test_images, data.test_labels)
+        torch.testing.assert_close(
+            accuracy.double(), torch.tensor(some.table["metric.test_accuracy"].to_list()).double(), atol=1e-6, rtol=0
+        )
+
+
+def test_a_zoo_that_does_not_name_its_network_is_refused(zoo):
+    nameless = Zoo.in_memory(zoo.weights(), zoo.layout, zoo.table.drop("layout", "shard", "row"), {"name": "nameless"})
+    with pytest.raises(ZooError, match="does not say what its network is"):
+        metrics(nameless, DIGITS.test_images, DIGITS.test_labels)

@@ -77,7 +77,10 @@ def images_of(zoo: Zoo, data_root: Path | None) -> Dataset:
     recipe = zoo.header.get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise ZooError(f"zoo {zoo.path} does not say which images it was trained on: its header has no recipe")
-    data = datasets.load(recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0))
+    data = datasets.load(
+        recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0),
+        grey=recipe.get("grey", False), side=recipe.get("side"), crop=recipe.get("crop", False),
+    )  # fmt: skip
     known = zoo.header.get("dataset") or {}
     if known.get("digest") not in (None, data.digest):
         raise DatasetError(

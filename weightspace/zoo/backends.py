@@ -48,6 +48,10 @@ def run_units(
         yield from map(work, units)
 
 
+def _call(work: Callable[[Unit], Trained], unit: Unit) -> Trained:
+    return work(unit)  # Ray takes functions only, and work is a part of one
+
+
 def _on_ray(work: Callable[[Unit], Trained], units: Sequence[Unit]) -> Iterator[Trained]:
     """A task a unit; Ray runs those of a lost machine again."""
     try:
@@ -60,12 +64,12 @@ def _on_ray(work: Callable[[Unit], Trained], units: Sequence[Unit]) -> Iterator[
     if started:
         ray.init(log_to_driver=False)  # the cluster of RAY_ADDRESS or of this machine; a local one where there is none
     try:
-        task = ray.remote(num_cpus=1, max_retries=RETRIES)(work)
+        task = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
         pending: deque[Unit] = deque(units)
         running: set[ray.ObjectRef] = set()
         while pending or running:
             room = WAITING * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
-            running |= {task.remote(pending.popleft()) for _ in range(min(room, len(pending)))}
+            running |= {task.remote(work, pending.popleft()) for _ in range(min(room, len(pending)))}
             done, _ = ray.wait(list(running), num_returns=1, timeout=5)  # machines may join meanwhile
             for reference in done:
                 running.remove(reference)

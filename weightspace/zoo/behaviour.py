@@ -27,20 +27,31 @@ from weightspace.zoo.store import Zoo
 
 
 def by_activation(zoo: Zoo) -> Iterator[tuple[networks.Network, Int64[Tensor, " i"]]]:
-    """The network and the positions of its checkpoints, for every activation of the zoo.
+    """The network and the positions of its checkpoints, for every activation or architecture of the zoo.
 
     Raises:
-        ZooError: The zoo has no checkpoints.
+        ZooError: The zoo has no checkpoints, or does not say what its network is.
     """
     if not len(zoo):
         raise ZooError(f"{zoo!r} has no checkpoints to run; select some")
+    several = zoo.header.get("networks")
+    if several and "network" in zoo.table.columns:
+        for name, place in _places(zoo.table["network"]):
+            yield networks.from_json(several[name]), place
+        return
+    if "network" not in zoo.header:
+        raise ZooError(f"{zoo!r} does not say what its network is, so it cannot be run: its header lacks it")
     network = networks.from_json(zoo.header["network"])
     if "config.activation" not in zoo.table.columns:
         yield network, torch.arange(len(zoo))
         return
-    names = zoo.table["config.activation"]
+    for name, place in _places(zoo.table["config.activation"]):
+        yield with_activation(network, name), place
+
+
+def _places(names: pl.Series) -> Iterator[tuple[str, Int64[Tensor, " i"]]]:
     for name in names.unique().sort():
-        yield with_activation(network, name), torch.from_numpy((names == name).arg_true().to_numpy().astype("int64"))
+        yield name, torch.from_numpy((names == name).arg_true().to_numpy().astype("int64"))
 
 
 def logits(zoo: Zoo, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "m n k"]:

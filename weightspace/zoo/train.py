@@ -81,7 +81,7 @@ def train(
         advance(finished)
         begin, trained, total = monotonic(), 0, 0.0
         for part, rows, table in run_units(work, pending, backend=backend, workers=workers):
-            writer.append(part, torch.from_numpy(rows), table, layouts[part])
+            writer.append(part, torch.tensor(rows), table, layouts[part])  # a copy: arrays of a cluster are read-only
             final = table.filter(pl.col("step") == pl.col("step").max())
             score = next(name for name in SCORES if name in final.columns)
             trained, total = trained + len(final), total + float(final[score].fill_nan(0).sum())
