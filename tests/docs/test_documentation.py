@@ -126,7 +126,8 @@ def test_every_page_is_in_a_table_of_contents():
 
 def test_readme_lists_every_command():
     text = (ROOT / "README.md").read_text()
-    for command in [*cli.COMMANDS, *(f"zoo {command}" for command in cli.ZOO_COMMANDS)]:
+    rooms = {"zoo": cli.ZOO_COMMANDS, "manifold": cli.MANIFOLD_COMMANDS}
+    for command in [*cli.COMMANDS, *(f"{room} {name}" for room, names in rooms.items() for name in names)]:
         assert f"`weightspace {command}" in text
 
 

@@ -23,11 +23,17 @@ COMMANDS = {
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
     "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
     "evaluate": ("weightspace.cli.evaluate:evaluate", "Measure generated networks beside their baselines."),
+    "ensemble": ("weightspace.cli.ensemble:ensemble", "Let the networks of a zoo answer together, and measure it."),
+    "distill": ("weightspace.cli.ensemble:distill", "Train one network on what the networks of a zoo say together."),
     "report": ("weightspace.cli.report:report", "Write the page of a zoo or of a run."),
 }
 ZOO_COMMANDS = {
     "train": ("weightspace.cli.zoo:train", "Train a zoo, or finish one that was interrupted."),
     "info": ("weightspace.cli.zoo:info", "Say what is in a zoo."),
+}
+MANIFOLD_COMMANDS = {
+    "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
+    "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -43,8 +49,12 @@ app = App(
     default_parameter=Parameter(negative_iterable=(), consume_multiple=True),  # --epochs 0 1 5, and no --empty-epochs
 )
 zoo_app = App(name="zoo", help="Train a zoo of networks, or look into one.", sort_key=0.5)
+manifold_app = App(
+    name="manifold", help="Generate networks without a zoo: a hypernetwork learned from images.", sort_key=4.5
+)
 app.command(zoo_app)
-for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS)):
+app.command(manifold_app)
+for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS), (manifold_app, MANIFOLD_COMMANDS)):
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):
         _app.command(_path, name=_name, help=_help, sort_key=_order)
 

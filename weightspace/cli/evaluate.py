@@ -31,7 +31,7 @@ def predict(
     predictions.write_csv(out / "predictions.csv")
     shown = scores.filter(pl.col("metric").is_in(["r2", "kendall_tau", "accuracy", "majority"]))
     wide = shown.pivot("metric", index=["target", "representation", "probe"], values="value")
-    _print(wide, f"properties of unseen models ({out})")
+    show(wide, f"properties of unseen models ({out})")
 
 
 def evaluate(
@@ -60,32 +60,38 @@ def evaluate(
         split_seed: Seed of the split that the encoder was fitted with.
     """
     population = open_zoo(zoo)
-    data = _images(population, data_root)
+    data = images_of(population, data_root)
     tables = evaluation.generation(
         open_zoo(samples), encoders.load(encoder), population, data, fraction=best, epochs=epochs,
         learning_rate=learning_rate, seed=split_seed,
     )  # fmt: skip
     tables.save(out)
-    _print(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
-    _print(tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty")
+    show(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
+    show(tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty")
 
 
-def _images(zoo: Zoo, data_root: Path | None) -> Dataset:
+def images_of(zoo: Zoo, data_root: Path | None) -> Dataset:
     """The images that the zoo was trained on."""
     recipe = zoo.header.get("recipe")
     if not isinstance(recipe, dict) or "data" not in recipe:
         raise ZooError(f"zoo {zoo.path} does not say which images it was trained on: its header has no recipe")
     data = datasets.load(recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0))
-    known = zoo.header.get("dataset") or {}
-    if known.get("digest") not in (None, data.digest):
-        raise DatasetError(
-            f"zoo {zoo.path} was trained on other images of {recipe['data']!r}: of shape {known.get('image_shape')} "
-            f"and digest {known['digest']}, found {list(data.image_shape)} and {data.digest}; give their --data-root"
-        )
+    require_same(zoo, data)
     return data
 
 
-def _print(frame: pl.DataFrame, title: str) -> None:
+def require_same(zoo: Zoo, data: Dataset) -> None:
+    """Refuse images other than those that the zoo was trained on: its training images could be test images here."""
+    known = zoo.header.get("dataset") or {}
+    if known.get("digest") not in (None, data.digest):
+        raise DatasetError(
+            f"zoo {zoo.path} was trained on other images of {data.name!r}: of shape {known.get('image_shape')} "
+            f"and digest {known['digest']}, found {list(data.image_shape)} and {data.digest}; give their --data-root"
+        )
+
+
+def show(frame: pl.DataFrame, title: str) -> None:
+    """Print a table with three decimals."""
     table = Table(title=title, title_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")
