@@ -98,7 +98,7 @@ def distill(
     data: Dataset,
     *,
     config: DistillationConfig = DistillationConfig(),
-    optimisation: TrainingConfig = StudentTraining(),  # noqa: B008 - frozen
+    optimisation: TrainingConfig = StudentTraining(),
     folder: Path | str | None = None,
 ) -> History:
     """Train a student in place on what an ensemble says about the training images.
@@ -143,7 +143,7 @@ def train_on_labels(
     student: nn.Module,
     data: Dataset,
     *,
-    optimisation: TrainingConfig = StudentTraining(),  # noqa: B008 - frozen
+    optimisation: TrainingConfig = StudentTraining(),
     folder: Path | str | None = None,
 ) -> History:
     """Train a network in place on labels alone, with the batches, steps and choice of the epoch of `distill`.
@@ -168,7 +168,7 @@ def distillation(
     *,
     seeds: Sequence[int] = range(5),
     config: DistillationConfig = DistillationConfig(),
-    optimisation: TrainingConfig = StudentTraining(),  # noqa: B008 - frozen
+    optimisation: TrainingConfig = StudentTraining(),
 ) -> pl.DataFrame:
     """The protocol: single members, their ensemble, students distilled from it, and students of labels alone.
 

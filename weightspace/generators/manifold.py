@@ -154,7 +154,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         data: Dataset,
         *,
         config: ManifoldConfig | None = None,
-        optimisation: TrainingConfig = ManifoldTraining(),  # noqa: B008 - frozen
+        optimisation: TrainingConfig = ManifoldTraining(),
         folder: Path | str | None = None,
     ) -> "Manifold":
         """Train a hypernetwork for a network and a task.
