@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from weightspace import datasets, networks
 from weightspace.errors import ConfigError, DatasetError, LayoutError, UnknownName, WeightspaceError
+from weightspace.evaluation.generation import evaluate_generation
 from weightspace.generators import HypernetworkConfig, Manifold, ManifoldConfig
 from weightspace.generators.entropy import entropy
 from weightspace.generators.manifold import with_running_statistics
@@ -279,3 +281,22 @@ def test_logits_of_samples_are_those_of_the_population(fitted, data):
     images = data.test_images[:9]
     own = fitted.logits(rows, images.expand(3, *images.shape))
     torch.testing.assert_close(own.detach(), population_logits(TARGET, rows, images), rtol=1e-5, atol=1e-5)
+
+
+def test_samples_are_audited_beside_a_zoo(digits_zoo, data):
+    """The existing protocol takes them as any generator's."""
+    zoo = digits_zoo.last().where(pl.col("config.activation") == "relu")
+    generator = Manifold(MLP(), ManifoldConfig(), {"network": networks.to_json(MLP())})
+    generator.module.reset(seeded())
+    training, heldout = zoo.take(range(len(zoo) - 2)), zoo.take(range(len(zoo) - 2, len(zoo)))
+    sources = {"manifold": generator.sample(6), "copies": training}
+    tables = evaluate_generation(
+        sources, data, training=training, heldout=heldout, align=generator_rows(generator), epochs=[0]
+    )
+    found = dict(tables.novelty.select("source", "verdict").rows())
+    assert "inaccurate" in found["manifold"] and "replica" not in found["manifold"]
+    assert "replica" in found["copies"]
+
+
+def generator_rows(generator: Manifold):
+    return lambda zoo: generator.gauge.fixed(zoo.weights())

@@ -24,6 +24,8 @@ COMMANDS = {
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
     "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
     "evaluate": ("weightspace.cli.evaluate:evaluate", "Measure generated networks beside their baselines."),
+    "ensemble": ("weightspace.cli.ensemble:ensemble", "Let the networks of a zoo answer together, and measure it."),
+    "distill": ("weightspace.cli.ensemble:distill", "Train one network on what the networks of a zoo say together."),
     "report": ("weightspace.cli.report:report", "Write the page of a zoo or of a run."),
 }
 ZOO_COMMANDS = {
@@ -42,6 +44,10 @@ ALIGN_COMMANDS = {
         "weightspace.cli.align:pair",
         "Measure the loss barrier between two networks, before and after alignment.",
     ),
+}
+MANIFOLD_COMMANDS = {
+    "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
+    "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -62,10 +68,19 @@ zoo_app = App(
     sort_key=0.5,
     config=published_recipe,
 )
-app.command(zoo_app)
 align_app = App(name="align", help="Bring networks into one order of hidden units.", sort_key=0.7)
-app.command(align_app)
-for _app, _commands in ((app, COMMANDS), (zoo_app, ZOO_COMMANDS), (align_app, ALIGN_COMMANDS)):
+manifold_app = App(
+    name="manifold", help="Generate networks without a zoo: a hypernetwork learned from images.", sort_key=4.5
+)
+for _nested in (zoo_app, align_app, manifold_app):
+    app.command(_nested)
+_APPS = (
+    (app, COMMANDS),
+    (zoo_app, ZOO_COMMANDS),
+    (align_app, ALIGN_COMMANDS),
+    (manifold_app, MANIFOLD_COMMANDS),
+)
+for _app, _commands in _APPS:
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):
         _app.command(_path, name=_name, help=_help, sort_key=_order)
 

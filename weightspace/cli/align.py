@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
-from weightspace.cli.evaluate import images_of, print_table
+from weightspace.cli.evaluate import images_of, show
 from weightspace.encoders.preparation import groups_of
 from weightspace.evaluation.alignment import aligned_zoo, chosen_network
 from weightspace.evaluation.barrier import alignments, compare_barriers
@@ -60,4 +60,4 @@ def pair(
     barriers.write_csv(out / "barriers.csv")
     curves.write_csv(out / "curves.csv")
     barrier_picture(curves.filter(pl.col("images") == "test"), out / "barrier.png")
-    print_table(barriers.drop("accuracy_barrier"), f"loss barrier between {first} and {second} ({out})")
+    show(barriers.drop("accuracy_barrier"), f"loss barrier between {first} and {second} ({out})")

@@ -31,7 +31,7 @@ def predict(
     predictions.write_csv(out / "predictions.csv")
     shown = scores.filter(pl.col("metric").is_in(["r2", "kendall_tau", "accuracy", "majority"]))
     wide = shown.pivot("metric", index=["target", "representation", "probe"], values="value")
-    print_table(wide, f"properties of unseen models ({out})")
+    show(wide, f"properties of unseen models ({out})")
 
 
 def evaluate(
@@ -66,10 +66,8 @@ def evaluate(
         learning_rate=learning_rate, seed=split_seed,
     )  # fmt: skip
     tables.save(out)
-    print_table(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
-    print_table(
-        tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty"
-    )
+    show(tables.generation.drop("learning_rate"), "test accuracy by epoch of fine-tuning")
+    show(tables.novelty.select("source", "distance_ratio_50", "z_u", "max_iou", "sd_ratio", "verdict"), "novelty")
 
 
 def images_of(zoo: Zoo, data_root: Path | None) -> Dataset:
@@ -81,17 +79,22 @@ def images_of(zoo: Zoo, data_root: Path | None) -> Dataset:
         recipe["data"], data_root, train_limit=recipe.get("train_limit"), seed=recipe.get("seed", 0),
         grey=recipe.get("grey", False), side=recipe.get("side"), crop=recipe.get("crop", False),
     )  # fmt: skip
-    known = zoo.header.get("dataset") or {}
-    if known.get("digest") not in (None, data.digest):
-        raise DatasetError(
-            f"zoo {zoo.path} was trained on other images of {recipe['data']!r}: of shape {known.get('image_shape')} "
-            f"and digest {known['digest']}, found {list(data.image_shape)} and {data.digest}; give their --data-root"
-        )
+    require_same(zoo, data)
     return data
 
 
-def print_table(frame: pl.DataFrame, title: str) -> None:
-    """Print a table, numbers with three decimals."""
+def require_same(zoo: Zoo, data: Dataset) -> None:
+    """Refuse images other than those that the zoo was trained on: its training images could be test images here."""
+    known = zoo.header.get("dataset") or {}
+    if known.get("digest") not in (None, data.digest):
+        raise DatasetError(
+            f"zoo {zoo.path} was trained on other images of {data.name!r}: of shape {known.get('image_shape')} "
+            f"and digest {known['digest']}, found {list(data.image_shape)} and {data.digest}; give their --data-root"
+        )
+
+
+def show(frame: pl.DataFrame, title: str) -> None:
+    """Print a table with three decimals."""
     table = Table(title=title, title_justify="left")
     for name, kind in frame.schema.items():
         table.add_column(name, justify="right" if kind.is_numeric() else "left", overflow="fold")

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from weightspace.datasets import Dataset
 from weightspace.encoders import SANE
 from weightspace.errors import ConfigError
+from weightspace.evaluation.distillation import distill, distillation, train_on_labels
+from weightspace.evaluation.ensembles import Ensemble, paired_bootstrap
 from weightspace.evaluation.generation import (
     GenerationTables,
     evaluate_generation,
@@ -25,7 +27,19 @@ from weightspace.generators import baselines
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
 
-__all__ = ["GenerationTables", "best_prompts", "generation", "population_map", "properties", "targets_of"]
+__all__ = [
+    "Ensemble",
+    "GenerationTables",
+    "best_prompts",
+    "distill",
+    "distillation",
+    "generation",
+    "paired_bootstrap",
+    "population_map",
+    "properties",
+    "targets_of",
+    "train_on_labels",
+]
 
 BY = "metric.validation_accuracy"
 """What "best" means everywhere: the best on validation images, never on test images."""

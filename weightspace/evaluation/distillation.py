@@ -26,11 +26,24 @@ from weightspace.evaluation.calibration import tempered
 from weightspace.evaluation.ensembles import Ensemble, scores
 from weightspace.training import History, TrainingConfig
 
-OPTIMISATION = TrainingConfig(epochs=60, batch_size=48, learning_rate=3e-3, weight_decay=0.0)
 _IMAGES_AT_ONCE = 1000
 
 Batch = tuple[Tensor, Tensor, Tensor]
 """Images, labels, and the teacher's probabilities."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentTraining(TrainingConfig):
+    """How students are trained, those of labels alone included.
+
+    >>> StudentTraining().epochs
+    60
+    """
+
+    epochs: int = 60
+    batch_size: int = 48
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +98,7 @@ def distill(
     data: Dataset,
     *,
     config: DistillationConfig = DistillationConfig(),
-    optimisation: TrainingConfig = OPTIMISATION,
+    optimisation: TrainingConfig = StudentTraining(),
     folder: Path | str | None = None,
 ) -> History:
     """Train a student in place on what an ensemble says about the training images.
@@ -130,7 +143,7 @@ def train_on_labels(
     student: nn.Module,
     data: Dataset,
     *,
-    optimisation: TrainingConfig = OPTIMISATION,
+    optimisation: TrainingConfig = StudentTraining(),
     folder: Path | str | None = None,
 ) -> History:
     """Train a network in place on labels alone, with the batches, steps and choice of the epoch of `distill`.
@@ -155,7 +168,7 @@ def distillation(
     *,
     seeds: Sequence[int] = range(5),
     config: DistillationConfig = DistillationConfig(),
-    optimisation: TrainingConfig = OPTIMISATION,
+    optimisation: TrainingConfig = StudentTraining(),
 ) -> pl.DataFrame:
     """The protocol: single members, their ensemble, students distilled from it, and students of labels alone.
 

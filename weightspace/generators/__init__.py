@@ -2,6 +2,6 @@
 
 from weightspace.generators.hypernetwork import HypernetworkConfig
 from weightspace.generators.kde import KDE, KDEConfig
-from weightspace.generators.manifold import Manifold, ManifoldConfig
+from weightspace.generators.manifold import Manifold, ManifoldConfig, ManifoldTraining
 
-__all__ = ["KDE", "HypernetworkConfig", "KDEConfig", "Manifold", "ManifoldConfig"]
+__all__ = ["KDE", "HypernetworkConfig", "KDEConfig", "Manifold", "ManifoldConfig", "ManifoldTraining"]

@@ -105,8 +105,19 @@ class ManifoldConfig:
             raise ConfigError(f"dimension must be at least 1, got {self.dimension}")
 
 
-OPTIMISATION = TrainingConfig(epochs=20, batch_size=24, learning_rate=3e-3, weight_decay=0.0)
-"""2000 steps of 24 networks."""
+@dataclass(frozen=True, kw_only=True)
+class ManifoldTraining(TrainingConfig):
+    """How a hypernetwork is trained: defaults of 2000 steps.
+
+    >>> ManifoldTraining().batch_size
+    24
+    """
+
+    epochs: int = 20
+    batch_size: int = 24
+    """Networks in a step."""
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
 
 
 class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CARD):
@@ -143,7 +154,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         data: Dataset,
         *,
         config: ManifoldConfig | None = None,
-        optimisation: TrainingConfig = OPTIMISATION,
+        optimisation: TrainingConfig = ManifoldTraining(),
         folder: Path | str | None = None,
     ) -> "Manifold":
         """Train a hypernetwork for a network and a task.
