@@ -58,7 +58,7 @@ EXPECTED: dict[str, list[int]] = {
     "MobileNetV2": [4, 8, 6, 12, 9],
     # Each layer's growth goes on by concatenation; a transition ends it.
     "DenseNet-BC, growth 12, 3 blocks of 16": [4, 12, 3, 12, 3, 5, 12, 3, 12, 3],
-    "ViT-S/16, 64x64 images": [8, 2, 4, 32, 2, 4, 32],
+    "ViT-S/16, 32x32 images": [8, 2, 4, 32, 2, 4, 32],
     "GPT-2 type, width 384, 6 heads, 6 blocks": [8, 2, 4, 4, 32, 2, 4, 4, 32],
     # Two heads of keys and values, two queries to each, values of a head (those of queries turn by position), hidden.
     "Llama-type, width 512, 8 heads on 2, 4 blocks": [16, 2, 2, 4, 10, 2, 2, 4, 10],
@@ -118,7 +118,7 @@ def reasons(symmetry: Symmetry, tensor: str, axis: int) -> str:
         ("CNN-s", "conv1.weight", 2, "positions of a convolution kernel"),
         ("ResNet-18, width 64", "conv1.weight", 1, "input of the network"),
         ("ResNet-18, width 64", "fc.weight", 0, "output of the network"),
-        ("ViT-S/16, 64x64 images", "positions", 1, "positions seen by a convolution"),
+        ("ViT-S/16, 32x32 images", "positions", 1, "positions seen by a convolution"),
         ("GPT-2 type, width 384, 6 heads, 6 blocks", "wte.weight", 0, "looked up by number"),
         ("GPT-2 type, width 384, 6 heads, 6 blocks", "wte.weight", 0, "output of the network"),
         ("GPT-2 type, width 384, 6 heads, 6 blocks", "wpe.weight", 0, "looked up by number"),

@@ -104,7 +104,7 @@ class Symmetry:
         """
         count = f"{len(self.groups)} permutation group{'s' if len(self.groups) != 1 else ''}"
         lines = [f"{count}, 10^{self.log10_order:.1f} renumberings{', inferred from the layout' * self.inferred}"]
-        lines += [f"  {group.name} ({group.size}): {_listed(group.places)}" for group in self.groups]
+        lines += [f"  {group.name} ({group.size}): {_listed(group.places, 6)}" for group in self.groups]
         if self.scales:
             lines += ["scales", *(_described(group) for group in self.scales)]
         if self.bases:
@@ -224,15 +224,19 @@ def _frozen(layout: Layout, places: dict[Units, list[Place]]) -> tuple[Frozen, .
 
 
 def _described(group: ScaleGroup) -> str:
-    powers = [
+    powers = dict.fromkeys(
         f"{place.tensor}[{place.axis}]" + f"^{exponent:g}" * (group.kind == "positive")
         for place, exponent in zip(group.places, group.exponents, strict=True)
-    ]
+    )
     about = "" if group.exact else ", up to eps"
-    return f"  {group.name}, {group.kind} ({group.size}{about}): {', '.join(dict.fromkeys(powers))}"
+    return f"  {group.name}, {group.kind} ({group.size}{about}): {_shortened(list(powers), 6)}"
 
 
 def _listed(places: Sequence[Place], most: int | None = None) -> str:
     axes = list(dict.fromkeys(f"{place.tensor}[{place.axis}]" for place in places))
-    left = len(axes[most:]) if most else 0
-    return ", ".join(axes[:most]) + f" and {left} more" * (left > 0)
+    return _shortened(axes, most or len(axes))
+
+
+def _shortened(items: Sequence[str], most: int) -> str:
+    left = len(items) - most
+    return ", ".join(items[:most]) + f" and {left} more" * (left > 0)
