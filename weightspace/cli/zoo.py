@@ -16,6 +16,8 @@ from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train as train_zoo
 
 BINS = 20
+MOST_LAYOUTS = 6
+"""Layouts that are listed; of more only the range of sizes is said."""
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -97,6 +99,9 @@ def histogram(shares: pl.Series) -> str:
 
 def _parameters(zoo: Zoo) -> list[str]:
     layouts = {digest: Layout.from_json(zoo.header["layouts"][digest]) for digest in zoo.table["layout"].unique()}
+    if len(layouts) > MOST_LAYOUTS:
+        sizes = [layout.parameters for layout in layouts.values()]
+        return [f"{min(sizes):,} to {max(sizes):,} ({len(layouts)} layouts)"]
     return sorted(f"{layout.parameters:,} (layout {digest})" for digest, layout in layouts.items())
 
 
