@@ -3,12 +3,13 @@
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from weightspace import cli
 from weightspace.cli.zoo import BARS, BINS, histogram
 from weightspace.networks import Layout
-from weightspace.zoo import Zoo
+from weightspace.zoo import Zoo, import_zoo
 
 
 @pytest.fixture
@@ -45,6 +46,14 @@ def test_info(folder, capsys):
     assert "lowest 0.500, median 0.500, highest 0.950" in out
     assert rows["learning_rate"] == "0.001 to 0.01"
     assert rows["activation"] == "relu, tanh"
+
+
+def test_info_of_many_layouts(tmp_path, capsys):
+    for width in range(1, 9):
+        save_file({"weight": torch.zeros(width, 3)}, tmp_path / f"{width}.safetensors")
+    import_zoo(tmp_path, tmp_path / "zoo")
+    assert cli.main(["zoo", "info", str(tmp_path / "zoo")]) == 0
+    assert "3 to 24 (8 layouts)" in capsys.readouterr().out
 
 
 def test_info_without_a_zoo(tmp_path, capsys):

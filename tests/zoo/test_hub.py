@@ -80,9 +80,9 @@ def test_plan_has_every_file_and_a_card(zoo):
     (zoo.path / "notes.txt").write_text("private")
     (zoo.path / "weights/.x.tmp").write_bytes(b"half")
     plan = {operation.path_in_repo: operation for operation in upload_plan(zoo)}
-    assert set(plan) == {
-        "zoo.json", "splits.json", "checkpoints/000000.parquet", "weights/000000.safetensors", "README.md"
-    }  # fmt: skip
+    ours = {name for name in contents(zoo.path) if name != "notes.txt" and not name.endswith(".tmp")}
+    assert set(plan) == ours | {"README.md"}
+    assert {"zoo.json", "splits.json", "checkpoints/000000.parquet", "weights/000000.safetensors"} <= ours
     assert plan["README.md"].path_or_fileobj == card(zoo).encode()
 
 

@@ -23,6 +23,7 @@ SCORES = {"metric.test_accuracy": ("test accuracy", 1, 3), "metric.psnr": ("PSNR
 """Metrics shown with their distribution: name, end of the scale, digits."""
 BINS = 20
 SHOWN_LAYOUTS = 4
+"""Layouts that are listed; of more only the range of sizes is said."""
 BARS = " ▁▂▃▄▅▆▇█"
 
 

@@ -23,11 +23,13 @@ from weightspace.errors import LayoutError, ZooError, unknown_name
 from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
 from weightspace.zoo.importers.weight_files import ORDER
-from weightspace.zoo.shards import READ_VALUES
 from weightspace.zoo.store import Zoo
 from weightspace.zoo.writer import LOCATION
 
 ExportFormat = Literal["safetensors", "small-cnn"]
+
+PIECE_VALUES = 2**22
+"""Values in memory at a time."""
 
 
 def export_zoo(zoo: Zoo, target: str | os.PathLike[str], *, format: str = "safetensors") -> Path:
@@ -154,7 +156,7 @@ def _pieces(zoo: Zoo) -> Iterator[tuple[Layout, pl.DataFrame, Float[Tensor, "n p
     with progress_bar("exporting", len(zoo)) as advance:
         for part in positions.partition_by("layout", maintain_order=True):
             selected = zoo.take(part["place"].to_numpy())
-            size = max(1, READ_VALUES // max(1, selected.layout.parameters))
+            size = max(1, PIECE_VALUES // max(1, selected.layout.parameters))
             for start in range(0, len(selected), size):
                 piece = selected.take(np.arange(start, min(start + size, len(selected))))
                 yield selected.layout, piece.table, piece.weights()

@@ -26,7 +26,7 @@ RepositoryType = Literal["model", "dataset"]
 
 MOST_FILES = 10_000
 """Files that the Hub allows in a folder."""
-_PARTS = ("zoo.json", "splits.json", "import.json", "checkpoints/*.parquet", "weights/*.safetensors")
+_PARTS = ("zoo.json", "splits.json", "import.json", "checkpoints/*.parquet", "weights/*.safetensors", "hashes/*.sha256")
 _FAILURES = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError)
 
 

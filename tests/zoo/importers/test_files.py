@@ -256,12 +256,18 @@ def test_broken_links_and_missing_shards_are_reported(folder, tmp_path):
     (folder / "big").mkdir()
     (folder / "big/model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "outside").mkdir()
+    (folder / "odd").mkdir()
+    for name, content in (("a", {"weight_map": {"x": "/etc/hostname"}}), ("b", {"weight_map": [1]}), ("c", [])):
+        (folder / f"odd/{name}.safetensors.index.json").write_text(json.dumps(content))
     index["weight_map"]["a.weight"] = "../good.pt"
     (folder / "outside/pytorch_model.bin.index.json").write_text(json.dumps(index))
     report, _ = imported(folder, tmp_path)
     found = reasons(report)
     assert found["gone.pt"] == "it is missing, or a link that leads nowhere"
     assert found["big/model.safetensors.index.json"].startswith("shard 'model-00001-of-00001.safetensors'")
+    assert found["odd/a.safetensors.index.json"].startswith("shard '/etc/hostname'")
+    assert found["odd/b.safetensors.index.json"] == "b.safetensors.index.json has no weight_map"
+    assert found["odd/c.safetensors.index.json"] == "c.safetensors.index.json has no weight_map"
     assert "../good.pt" in found["outside/pytorch_model.bin.index.json"]
 
 

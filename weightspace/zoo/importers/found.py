@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import polars as pl
 from jaxtyping import Float
@@ -200,7 +200,7 @@ def read_csv_file(file: Path) -> pl.DataFrame:
         raise ZooError(f"{file} is not a readable CSV table: {error}") from error
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
     """Whether it is a number, and neither NaN nor infinite.
 
     >>> finite(1), finite(float("nan")), finite("1"), finite(True)

@@ -31,13 +31,13 @@ def read(source: Path) -> Found:
         if not isinstance(state, dict) or not finite(step := state.get("global_step")):
             return None, {}, ()
         values: dict[str, object] = {}
-        for entry in state.get("log_history", ()):
-            if entry.get("step", 0) <= step:
+        for entry in state.get("log_history") or ():
+            if isinstance(entry, dict) and entry.get("step", 0) <= step:
                 values |= {("train_loss" if k == "loss" else k): v for k, v in entry.items() if k not in _BOOKKEEPING}
         rates = {key: values.pop(key) for key in ("learning_rate", "grad_norm") if key in values}
         logged = metrics(values | {f"logged_{key}": value for key, value in rates.items()})
         settings, notes = _arguments(folder / "training_args.bin")
-        return int(str(step)), settings | logged, notes
+        return int(step), settings | logged, notes
 
     def describe(file: Path, content: FileContent) -> Description:
         if not (file.parent / "trainer_state.json").is_file():

@@ -1,16 +1,14 @@
 """A user's table of labels, joined to imported checkpoints by the names of files or models."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import polars as pl
 
 from weightspace.errors import ZooError
 from weightspace.zoo.importers.found import label_columns, read_csv_file
-from weightspace.zoo.writer import write_file
 
 Key = tuple[str, int]
 """Model and step of a checkpoint."""
@@ -39,14 +37,14 @@ class Labels:
             raise ZooError(f"{file} has no lines: give a table with one line a checkpoint")
         return cls(file, table)
 
-    def join(self, folder: Path, sources: Mapping[Key, str]) -> Counter[str]:
-        """Add the columns to the tables of a zoo that nobody reads yet.
+    def join(
+        self, tables: Sequence[pl.DataFrame], sources: Mapping[Key, str]
+    ) -> tuple[list[pl.DataFrame], Counter[str]]:
+        """The tables of checkpoints with the columns of this one, and notes on what had no partner.
 
         Args:
+            tables: Checkpoints with `model` and `step`.
             sources: Which file or folder each checkpoint is from.
-
-        Returns:
-            Notes on what had no partner.
 
         Raises:
             ZooError: No column names the checkpoints, a name appears twice, or models and steps are not unique.
@@ -58,27 +56,22 @@ class Labels:
             schema={"model": pl.String, "step": pl.Int64, "line": pl.Int64},
         )
         told = self._told(column, names)
-        taken = 0
-        for file in sorted((folder / "checkpoints").glob("*.parquet")):
-            part = pl.read_parquet(file).join(keys, on=["model", "step"], how="left", maintain_order="left")
-            part = part.drop(
-                [name for name in told.columns if name in part.columns and name not in ("model", "step", "line")]
-            )
-            joined = part.join(told, on="line", how="left", suffix=" told", maintain_order="left").drop("line")
+        joined = []
+        for table in tables:
+            part = table.join(keys, on=["model", "step"], how="left", maintain_order="left")
+            part = part.drop([n for n in told.columns if n in part.columns and n not in ("model", "step", "line")])
+            part = part.join(told, on="line", how="left", suffix=" told", maintain_order="left").drop("line")
             for name in ("model", "step"):
-                if f"{name} told" in joined.columns:
-                    joined = joined.with_columns(pl.coalesce(f"{name} told", name).alias(name)).drop(f"{name} told")
-            taken += joined.height
-            buffer = BytesIO()
-            joined.write_parquet(buffer)
-            write_file(file, buffer.getvalue())
-        self._require_unique(folder)
+                if f"{name} told" in part.columns:
+                    part = part.with_columns(pl.coalesce(f"{name} told", name).alias(name)).drop(f"{name} told")
+            joined.append(part)
+        self._require_unique(joined)
         notes = Counter({f"labels joined by column {column!r}": len(lines)})
-        if taken > len(lines):
-            notes["labels: no line for the checkpoint"] = taken - len(lines)
+        if without := sum(table.height for table in joined) - len(lines):
+            notes["labels: no line for the checkpoint"] = without
         if unused := self.table.height - len(set(lines.values())):
             notes["labels: lines that name no checkpoint"] = unused
-        return notes
+        return joined, notes
 
     def _joining(self, names: Mapping[str, list[Key]]) -> tuple[str, dict[Key, int]]:
         """The column that names most checkpoints, and the line of each checkpoint."""
@@ -115,8 +108,8 @@ class Labels:
         columns += [pl.col("step").cast(pl.Int64, strict=False)] if "step" in own else []
         return label_columns(rest).hstack(self.table.select(columns)).with_row_index("line").cast({"line": pl.Int64})
 
-    def _require_unique(self, folder: Path) -> None:
-        keys = pl.read_parquet(folder / "checkpoints" / "*.parquet", columns=["model", "step"])
+    def _require_unique(self, tables: Sequence[pl.DataFrame]) -> None:
+        keys = pl.concat([table.select("model", "step") for table in tables])
         if (twice := keys.filter(keys.is_duplicated())).height:
             model, step = twice.row(0)
             raise ZooError(f"{self.file} gives two checkpoints the model {model!r} and step {step}: tell steps apart")

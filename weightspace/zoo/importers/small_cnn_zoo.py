@@ -55,7 +55,7 @@ def read(source: Path) -> Found:
             f"lines and layout.csv {layout.parameters} parameters: these files do not belong together"
         )
     size = max(1, BLOCK_VALUES // layout.parameters)
-    return Found(items=_blocks(matrix, places, layout, table, size), count=-(-len(matrix) // size))
+    return Found(items=_blocks(source / "weights.npy", places, layout, table, size), count=-(-len(matrix) // size))
 
 
 def torch_order(table: pl.DataFrame, file: Path) -> tuple[Int64[Tensor, " p"], Layout]:
@@ -105,7 +105,10 @@ def _table(metrics: pl.DataFrame, source: Path) -> pl.DataFrame:
     return metrics.rename(names).with_columns(pl.col("model").cast(pl.String), pl.col("step").cast(pl.Int64))
 
 
-def _blocks(matrix: np.ndarray, places: Tensor, layout: Layout, table: pl.DataFrame, size: int) -> Iterator[Block]:
-    for start in range(0, len(matrix), size):
+def _blocks(file: Path, places: Tensor, layout: Layout, table: pl.DataFrame, size: int) -> Iterator[Block]:
+    """The rows in blocks, mapped anew for each, so that pages that were read do not stay with this process."""
+    for start in range(0, table.height, size):
+        matrix = np.load(file, mmap_mode="r", allow_pickle=False)
         rows = torch.from_numpy(np.array(matrix[start : start + size], dtype=np.float32))
-        yield Block(source="weights.npy", layout=layout, rows=rows[:, places], table=table[start : start + size])
+        del matrix
+        yield Block(source=file.name, layout=layout, rows=rows[:, places], table=table[start : start + size])

@@ -43,6 +43,8 @@ def read_agent(file: Path) -> FileContent:
             )
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError) as error:
         raise Unreadable(f"a truncated or damaged agent: {error}") from error
+    if not isinstance(data, dict):
+        raise Unreadable("an agent whose data are no hyper-parameters")
     state = state_in(policy)
     kept = {name: value for name, value in state.items() if not _TARGETS.match(name)}
     settings = {name: data[name] for name in _SETTINGS if name in data and not isinstance(data[name], dict | list)}

@@ -69,7 +69,7 @@ def read_folder(source: Path, describe: Describe | None = None) -> Found:
         elif path.is_symlink():
             left_alone["linked folder"] += 1
     left_alone += Counter()  # without what is counted 0 times
-    shards = {root / name for file in files if file.name.endswith(".index.json") for name in _shards(file, root)}
+    shards = {shard for file in files if _INDEX.search(file.name) for shard in _shards(file)}
     weights = []
     for file in files:
         if is_weight_file(file) and file not in shards:
@@ -205,7 +205,7 @@ def _read_sharded(index: Path) -> FileContent:
     state: dict[str, Tensor] = {}
     for name in dict.fromkeys(places.values()):
         shard = index.parent / str(name)
-        if "/" in str(name) or "\\" in str(name) or not shard.is_file():
+        if Path(str(name)).name != str(name) or not shard.is_file():
             raise Unreadable(f"shard {name!r} of {index.name} is missing")
         try:
             state |= read_file(shard).state
@@ -217,13 +217,15 @@ def _read_sharded(index: Path) -> FileContent:
     return FileContent(state={name: state[name] for name in order}, notes=("shards joined",))
 
 
-def _shards(index: Path, root: Path) -> list[str]:
+def _shards(index: Path) -> set[Path]:
+    """The files beside an index that it names; they are read through it."""
     try:
-        places = read_json_file(index)
+        table = read_json_file(index)
     except Unreadable:
-        return []
-    names = places.get("weight_map", {}).values() if isinstance(places, dict) else ()
-    return [(index.parent / str(name)).relative_to(root).as_posix() for name in set(names)]
+        return set()
+    places = table.get("weight_map") if isinstance(table, dict) else None
+    names = set(map(str, places.values())) if isinstance(places, dict) else set()
+    return {index.with_name(name) for name in names if name and Path(name).name == name}
 
 
 def _common(files: list[Path], root: Path) -> Path:

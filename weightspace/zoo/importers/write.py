@@ -16,6 +16,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from weightspace.errors import ZooError
@@ -26,7 +27,7 @@ from weightspace.zoo.importers.found import Block, Checkpoint, Found, Item, Plai
 from weightspace.zoo.importers.labels import Labels
 from weightspace.zoo.importers.report import FILE, ImportedLayout, ImportReport
 from weightspace.zoo.importers.states import storable
-from weightspace.zoo.writer import ZooWriter, complete_header, write_file
+from weightspace.zoo.writer import LOCATION, ZooWriter, complete_header, write_file
 
 BUFFER_VALUES = 2**24
 """Values that wait for being written: 64 MB of float32."""
@@ -57,7 +58,7 @@ def write_zoo(
             raise ZooError(_nothing(source, format, zoo.skipped))
         notes = Counter(found.notes) + zoo.notes
         if labelled is not None:
-            notes += labelled.join(temporary, zoo.sources)
+            notes += _label(temporary, labelled, zoo)
         report = ImportReport(
             source=source,
             format=format,
@@ -86,6 +87,24 @@ def write_zoo(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return report
+
+
+def _label(folder: Path, labels: Labels, zoo: "_GrowingZoo") -> Counter[str]:
+    """Write the zoo once more, with labels: which column joins is known only when all names are."""
+    plain = folder.with_name(f"{folder.name}-unlabelled")
+    os.rename(folder, plain)
+    try:
+        files = sorted((plain / "checkpoints").glob("*.parquet"))
+        tables, notes = labels.join([pl.read_parquet(file) for file in files], zoo.sources)
+        layouts = {layout.digest: layout for layout in zoo.layouts}
+        writer = ZooWriter.create(folder, {}, zoo.layouts)
+        for file, table in zip(files, tables, strict=True):
+            rows = load_file(plain / "weights" / f"{file.stem}.safetensors")["rows"]
+            writer.append(file.stem, rows, table.drop(LOCATION), layouts[table["layout"][0]])
+        zoo.models = {model for table in tables for model in table["model"]}
+    finally:
+        shutil.rmtree(plain, ignore_errors=True)
+    return notes
 
 
 class _GrowingZoo:
