@@ -123,7 +123,7 @@ def _models_per_minute(recipe: Recipe, root: Path | None) -> float | None:
 
 
 def _unit_seconds(recipe: Recipe, data: Data, unit: Unit) -> float:
-    """One core's seconds for a unit: its steps, and the evaluation of its checkpoints; what others do on it is left out."""
+    """One core's own seconds for a unit: its steps, and the evaluation of its checkpoints."""
     alone = recipe.unit_models == 1 and recipe.network != WILD_PARK
     batch = min(recipe.batch_size, FEW) if alone else recipe.batch_size
     steps, most = recipe.epochs, recipe.epochs
