@@ -2,7 +2,7 @@
 
 python docs/write_zoo_results.py FOLDER [--data-root DIR]
 
-About a quarter of an hour on two cores. FOLDER gets the zoos; one that is there already is finished or taken as it is,
+About eight minutes on two cores. FOLDER gets the zoos; one that is there already is finished or taken as it is,
 and its time is then that of the rest. The images are those of `WEIGHTSPACE_DATA`, or of DIR.
 """
 
@@ -27,29 +27,29 @@ RESULTS = Path(__file__).parent / "results"
 ZOOS = {
     "mnist-cnn": (
         "CNN-s on MNIST, the grid of the Model Zoos",
-        "--recipe mnist-cnn-hyp-rand --models 48 --epochs 5 --train-limit 4000 --checkpoints 0 1 5",
+        "--recipe mnist-cnn-hyp-rand --models 32 --epochs 4 --train-limit 3000 --checkpoints 0 1 4",
     ),
     "fashion-small-cnn": (
         "The Small CNN Zoo on Fashion-MNIST",
-        "--recipe fashion-mnist-small-cnn --models 32 --epochs 8 --train-limit 5000 --batch-size 64 "
+        "--recipe fashion-mnist-small-cnn --models 24 --epochs 8 --train-limit 4000 --batch-size 64 "
         "--checkpoints 0 2 8",
     ),
     "mnist-siren": (
         "SIRENs, each one digit of MNIST",
-        "--recipe mnist-siren --models 160 --epochs 300 --checkpoints 0 100 300",
+        "--recipe mnist-siren --models 128 --epochs 200 --checkpoints 0 50 200",
     ),
     "cifar-wild-park": (
         "CNN Wild Park on CIFAR-10 at half its size",
-        "--recipe cifar10-wild-park --models 16 --epochs 4 --train-limit 2000 --side 16 --batch-size 64 "
+        "--recipe cifar10-wild-park --models 12 --epochs 4 --train-limit 2000 --side 16 --batch-size 64 "
         "--checkpoints 0 4",
     ),
     "mnist-arch1": (
         "Arch 1 on MNIST",
-        "--recipe mnist-arch1 --models 32 --epochs 5 --train-limit 4000 --batch-size 64 --checkpoints 0 1 5",
+        "--recipe mnist-arch1 --models 24 --epochs 4 --train-limit 3000 --batch-size 64 --checkpoints 0 1 4",
     ),
     "mnist-arch2": (
         "Arch 2 on MNIST",
-        "--recipe mnist-arch2 --models 32 --epochs 5 --train-limit 4000 --batch-size 64 --checkpoints 0 1 5",
+        "--recipe mnist-arch2 --models 24 --epochs 4 --train-limit 3000 --batch-size 64 --checkpoints 0 1 4",
     ),
 }
 """Title and options of each zoo."""

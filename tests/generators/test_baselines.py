@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -199,6 +200,20 @@ def test_random_networks_are_those_of_the_initialiser():
         assert torch.equal(made.weights()[i], expected[0])
     again = random_initialisation(zoo, 40, seeded())
     assert torch.equal(again.weights(), made.weights()) and again.table.equals(made.table)
+
+
+def test_random_networks_have_the_deviations_and_biases_of_the_recipe():
+    zoo = template()
+    table = zoo.table.drop("layout", "shard", "row").with_columns(pl.lit("normal").alias("config.init"))
+    table = table.with_columns(pl.Series("config.init_std", [0.01, 0.02, 0.04, 0.08]))
+    header = zoo.header | {"recipe": {"init_bias": 0.25}}
+    made = random_initialisation(Zoo.in_memory(zoo.weights(), zoo.layout, table, header), 40, seeded())
+    assert made.table["config.init_std"].n_unique() == 4
+    tensors = zoo.layout.unflatten(made.weights())
+    assert (tensors["fc1.bias"] == 0.25).all()
+    expected = (made.table["config.init_scale"] * made.table["config.init_std"]).to_numpy()
+    # the deviation of 896 draws is within 5 standard errors, 1 / sqrt(2 * 896) each
+    np.testing.assert_allclose(tensors["fc1.weight"].flatten(1).std(1).numpy(), expected, rtol=5 / (2 * 896) ** 0.5)
 
 
 def test_bad_input_is_one_sentence():

@@ -149,6 +149,19 @@ def test_training_equals_a_plain_loop(network, optimiser):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("network", [CNN(channels=(3, 4)), MLP(), EVERY[1]])
+def test_a_gpu_trains_the_networks_that_a_cpu_trains(network):
+    h = factors(dropout=[0.0, 0.2, 0.5, 0.1], learning_rate=1e-3)
+    rows = start(network)
+    expected, _ = trained(network, rows, h, epochs=1)
+    there = Hyperparameters(**{name: values.cuda() for name, values in vars(h).items()})
+    stages = train_population(network, rows.cuda(), there, IMAGES.cuda(), LABELS.cuda(), epochs=1, batch_size=20)
+    *_, (_, found, _) = stages
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-2, atol=1e-3)  # other kernels sum in another order
+
+
 @pytest.mark.parametrize("network", [CNN(), MLP()])
 def test_a_network_does_not_depend_on_those_beside_it(network):
     h = factors(dropout=[0.0, 0.2, 0.5, 0.1], learning_rate=[1e-3, 3e-3, 1e-2, 3e-2], train_fraction=[1, 0.5, 0.1, 0.7])

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from weightspace import networks
 from weightspace.errors import ConfigError, ZooError
-from weightspace.networks.population import initial_rows
 from weightspace.zoo.store import Zoo
+from weightspace.zoo.units import planned_rows
 
 ACTIVATION, INIT, INIT_SCALE = "config.activation", "config.init", "config.init_scale"
+INIT_STD = "config.init_std"
 
 
 def noise(prompts: Zoo, n: int, generator: torch.Generator, *, sigma: float) -> Zoo:
@@ -179,13 +180,11 @@ def random_initialisation(template: Zoo, n: int, generator: torch.Generator) -> 
     first = _Groups.of(template, 1, "random_initialisation", read=False).draw(n, generator)
     seeds = torch.randint(2**62, (n,), generator=generator)
     settings = template.table[first.tolist()]
-    scale = torch.tensor(settings[INIT_SCALE].to_list(), dtype=torch.float32)
-    rows = torch.empty(n, template.layout.parameters)
-    for init in settings[INIT].unique().sort():
-        place = torch.tensor((settings[INIT] == init).to_list())
-        rows[place] = initial_rows(network, seeds[place], init, scale[place])
+    recipe = template.header.get("recipe") or {}
+    rows = planned_rows(network, settings, seeds, bias=recipe.get("init_bias", 0.0))
     made = _networks("random", rows, template, first)
-    return made.with_columns(**{INIT: settings[INIT], INIT_SCALE: settings[INIT_SCALE], "config.seed": seeds})
+    known = [column for column in (INIT, INIT_SCALE, INIT_STD) if column in settings.columns]
+    return made.with_columns(**{column: settings[column] for column in known}, **{"config.seed": seeds})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ A rough figure: a few steps of one unit stand for all of them.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import joblib
 import torch
@@ -26,7 +26,8 @@ SHAPES = {
 """Of the image sets that recipes name, whose files may not be here."""
 CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
 STEPS = 3
-"""Steps timed."""
+"""Steps timed at first; more where they take less than `SECONDS` together."""
+SECONDS = 0.2
 FEW = 16
 """Images a step that are timed of networks that train alone, as those are large; the time is scaled to the batch."""
 EVALUATED = 200
@@ -122,31 +123,41 @@ def _models_per_minute(recipe: Recipe, root: Path | None) -> float | None:
 
 
 def _unit_seconds(recipe: Recipe, data: Data, unit: Unit) -> float:
-    """One core's seconds for a unit: its steps, and the evaluation of its checkpoints."""
-    batch = min(recipe.batch_size, FEW if recipe.unit_models == 1 and recipe.network != WILD_PARK else 2**30)
-    steps, evaluations, sample = recipe.epochs, 1.0, data
+    """One core's own seconds for a unit: its steps, and the evaluation of its checkpoints."""
+    alone = recipe.unit_models == 1 and recipe.network != WILD_PARK
+    batch = min(recipe.batch_size, FEW) if alone else recipe.batch_size
+    steps, most = recipe.epochs, recipe.epochs
     if isinstance(data, Dataset):
-        count = min(len(data.train_images), max(batch * STEPS, data.classes))
-        images, labels = data.train_images[:count], data.train_labels[:count]
-        few = data.test_images[:EVALUATED], data.test_labels[:EVALUATED]
+        steps, most = recipe.epochs * (len(data.train_images) // recipe.batch_size), len(data.train_images) // batch
+    count = min(STEPS, most)
+    step, evaluation = _timed(recipe, data, unit, batch, count)
+    while step * count < SECONDS and count < most:  # too short to be told from chance
+        count = min(8 * count, most)
+        step, evaluation = _timed(recipe, data, unit, batch, count)
+    return steps * step * recipe.batch_size / batch + len(recipe.kept_epochs) * evaluation
+
+
+def _timed(recipe: Recipe, data: Data, unit: Unit, batch: int, steps: int) -> tuple[float, float]:
+    """Seconds of a step, and of the evaluation of one checkpoint on all images."""
+    sample, epochs, share = data, steps, 1.0
+    if isinstance(data, Dataset):  # one epoch is that many steps
+        seen, few = slice(max(batch * steps, data.classes)), slice(EVALUATED)
         sample = replace(
-            data, train_images=images, train_labels=labels, validation_images=few[0][:1],
-            validation_labels=few[1][:1], test_images=few[0], test_labels=few[1],
+            data, train_images=data.train_images[seen], train_labels=data.train_labels[seen],
+            validation_images=data.validation_images[:1], validation_labels=data.validation_labels[:1],
+            test_images=data.test_images[few], test_labels=data.test_labels[few],
         )  # fmt: skip
-        steps = recipe.epochs * (len(data.train_images) // recipe.batch_size)
-        evaluations = _images(data) / _images(sample)
-    epochs = 1 if isinstance(data, Dataset) else STEPS
+        epochs, share = 1, _images(data) / _images(sample)
 
-    def seconds(rounds: int, checkpoints: tuple[int, ...]) -> float:
+    def seconds(rounds: int, *checkpoints: int) -> float:
         short = replace(recipe, epochs=rounds * epochs, checkpoints=checkpoints, batch_size=batch, train_limit=None)
-        begin = perf_counter()
+        begin = process_time()
         train_unit(short, sample, unit.plan)
-        return perf_counter() - begin
+        return process_time() - begin
 
-    once = min(seconds(1, (epochs,)) for _ in range(2))  # the first one warms up
-    step = max(seconds(2, (2 * epochs,)) - once, 1e-6) / STEPS * recipe.batch_size / batch
-    evaluation = max(seconds(1, (0, epochs)) - once, 0.0) * evaluations
-    return steps * step + len(recipe.kept_epochs) * evaluation
+    once = min(seconds(1, epochs) for _ in range(2))  # the first one warms up
+    step = max(seconds(2, 2 * epochs) - once, 1e-6) / steps
+    return step, max(seconds(1, 0, epochs) - once, 0.0) * share
 
 
 def _images(data: Dataset) -> int:

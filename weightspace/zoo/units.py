@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from weightspace import datasets, networks
@@ -126,7 +126,7 @@ def train_unit(
     """
     network = unit_network(recipe, data, plan)
     h = _hyperparameters(plan, device)
-    rows = _initial(recipe, network, plan, h)
+    rows = planned_rows(network, plan, h.seeds, bias=recipe.init_bias)
     # one thread: the pool has a process a core, and small kernels lose more by waiting for each other than they win
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -165,17 +165,29 @@ def _hyperparameters(plan: pl.DataFrame, device: str) -> Hyperparameters:
     )
 
 
-def _initial(recipe: Recipe, network: networks.Network, plan: pl.DataFrame, h: Hyperparameters) -> Tensor:
-    scales = torch.tensor(plan["config.init_scale"].to_list())
+def planned_rows(
+    network: networks.Network, plan: pl.DataFrame, seeds: Int64[Tensor, " m"], *, bias: float = 0.0
+) -> Float[Tensor, "m p"]:
+    """Initial weights of networks as their plan says.
+
+    Args:
+        plan: `config.init`, `config.init_scale` and, where deviations differ, `config.init_std` of each network.
+        bias: Value of all biases.
+
+    >>> plan = pl.DataFrame({"config.init": ["normal"], "config.init_scale": [1.0], "config.init_std": [0.01]})
+    >>> bool(planned_rows(networks.MLP(), plan, torch.tensor([1])).abs().max() < 0.1)
+    True
+    """
+    scales = torch.tensor(plan["config.init_scale"].to_list(), dtype=torch.float32)
     stds = torch.tensor(plan["config.init_std"].to_list()) if "config.init_std" in plan.columns else None
-    rows = torch.empty(len(plan), Layout.of(network.build()).parameters, device=h.seeds.device)
+    rows = torch.empty(len(plan), Layout.of(network.build()).parameters, device=seeds.device)
     for init in plan["config.init"].unique():
         place = torch.from_numpy((plan["config.init"] == init).to_numpy())
         scale = scales[place]
         if stds is not None and init in ("normal", "truncated_normal"):
             scale = scale * stds[place]
-        seeds = h.seeds[place.to(h.seeds.device)]
-        rows[place] = initial_rows(network, seeds, init, scale.to(seeds.device), bias=recipe.init_bias)
+        own = seeds[place.to(seeds.device)]
+        rows[place.to(seeds.device)] = initial_rows(network, own, init, scale.to(seeds.device), bias=bias)
     return rows
 
 
