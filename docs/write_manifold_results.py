@@ -1,9 +1,8 @@
 """What the manifold hypernetwork learns on digits: docs/results/manifold.md, its CSVs and its figure.
 
-python docs/write_manifold_results.py RUN: about fifteen minutes on one thread. Fitted hypernetworks stay in the folder
-RUN, so that an interrupted run goes on. Sizes, λ and seeds are those of the specification; validation images choose
-epochs, temperatures, and members of greedy ensembles.
-"""
+python docs/write_manifold_results.py RUN: about fifteen minutes on one thread. Fitted hypernetworks stay in the
+folder RUN, and so do trained networks, so that an interrupted run goes on. Sizes, λ and seeds are those of the
+specification; validation images choose epochs, temperatures, and members of greedy ensembles."""
 
 import math
 import sys
@@ -28,6 +27,7 @@ from weightspace.networks import MLP, Network
 from weightspace.networks.population import Hyperparameters, initial_rows, population_metrics, train_population
 from weightspace.symmetry import align
 from weightspace.zoo import Zoo
+from weightspace.zoo import open as open_zoo
 
 RESULTS = Path(__file__).parent / "results"
 TARGET = MLP(hidden=(16,))
@@ -173,6 +173,15 @@ def independent(network: Network, data: Dataset, n: int, *, epochs: int, batch_s
     return next(stages)[1]
 
 
+def trained_zoo(run: Path, seed: int, data: Dataset) -> Zoo:
+    """Independent networks of a seed, from the folder if they are there."""
+    folder = run / f"independent-{seed}"
+    if folder.exists():
+        return open_zoo(folder)
+    rows = independent(TARGET, data, DRAWN, epochs=30, batch_size=48, seed=seed)
+    return Ensemble.of_rows(rows, TARGET).zoo.save(folder)
+
+
 def measured(ensemble: Ensemble, data: Dataset) -> tuple[dict[str, float], Tensor, Tensor]:
     """Test scores of members and ensemble; and by image whether the ensemble is right, and the share of members."""
     images, labels = data.test_images, data.test_labels
@@ -211,11 +220,11 @@ def digits(run: Path) -> dict[str, str]:
     rows, right, share, ensembles, seconds = [], {}, {}, {}, {}
     for seed in SEEDS:
         for name, config in SETTINGS.items():
-            folder = run / f"{name.replace(' ', '-')}-{seed}"
-            fitted = Manifold.fit(TARGET, data, config=config, optimisation=ManifoldTraining(seed=seed), folder=folder)
+            fitted = hypernetwork(run, name, seed, data)
+            assert fitted.config == config, f"{run} has a hypernetwork of other settings"
+            seconds[name, seed] = fitted.header["fit"]["seconds"]
             ensembles[name, seed] = Ensemble(fitted.sample(DRAWN, seed=seed))
-        trained = independent(TARGET, data, DRAWN, epochs=30, batch_size=48, seed=seed)
-        ensembles[INDEPENDENT, seed] = Ensemble.of_rows(trained, TARGET)
+        ensembles[INDEPENDENT, seed] = Ensemble(trained_zoo(run, seed, data))
         one = ensembles[REFERENCE, seed].zoo.take([0]).weights().expand(DRAWN, -1)
         copies = Gauge.of(TARGET).equivalents(one, torch.Generator().manual_seed(seed))
         ensembles[COPIES, seed] = Ensemble.of_rows(copies, TARGET)
@@ -373,7 +382,10 @@ def paths(run: Path, data: Dataset) -> str:
 def distilled(run: Path, data: Dataset) -> str:
     """Students of an ensemble beside students of labels, five seeds."""
     ensemble = Ensemble(hypernetwork(run, REFERENCE, 0, data).sample(200, seed=0))
-    frame = distillation(ensemble, TARGET.build, data)
+    kept = run / "distillation.csv"
+    if not kept.exists():
+        distillation(ensemble, TARGET.build, data).write_csv(kept)
+    frame = pl.read_csv(kept)
     frame.write_csv(RESULTS / "manifold_distillation.csv")
     summary = frame.group_by("model", maintain_order=True).agg(
         pl.len().alias("n"), pl.mean("accuracy"), pl.std("accuracy").alias("std"), pl.mean("nll", "brier", "ece")

@@ -14,8 +14,8 @@ from weightspace import datasets, networks
 from weightspace.errors import ConfigError, DatasetError, LayoutError, UnknownName, WeightspaceError
 from weightspace.evaluation.generation import evaluate_generation
 from weightspace.generators import HypernetworkConfig, Manifold, ManifoldConfig
+from weightspace.generators.batch_norm import with_running_statistics
 from weightspace.generators.entropy import entropy
-from weightspace.generators.manifold import with_running_statistics
 from weightspace.networks import CNN, MLP, Layout, ResNet18
 from weightspace.networks.population import population_logits, population_metrics
 from weightspace.training import TrainingConfig
@@ -120,6 +120,21 @@ def test_objective_is_the_equation(data):
     torch.testing.assert_close(parts["loss"], parts["cross_entropy"] - parts["entropy"] / 50, rtol=1e-5, atol=0)
 
 
+def test_a_prior_adds_its_negative_logarithm(data):
+    """Up to the constant of the density, which torch knows."""
+    plain, bayes = (Manifold(TARGET, ManifoldConfig(accuracy_weight=50.0, prior_std=std), {}) for std in (None, 0.3))
+    images, labels = data.train_images[:48].reshape(4, 12, 1, 8, 8), data.train_labels[:48].reshape(4, 12)
+    found = []
+    for generator in (plain, bayes):
+        generator.module.reset(seeded())
+        parts = generator.objective(generator.module, generator.latents(4, seeded()), images, labels, steps=8)
+        found.append(parts["loss"].detach())
+    rows = bayes.module(bayes.latents(4, seeded())).detach()
+    density = torch.distributions.Normal(0.0, 0.3)
+    surprise = (density.log_prob(torch.tensor(0.0)) - density.log_prob(rows)).sum(1).mean()
+    torch.testing.assert_close(50 * (found[1] - found[0]), surprise, rtol=1e-3, atol=1e-2)
+
+
 def test_an_infinite_weight_leaves_no_gradient_of_the_entropy(data):
     generator = Manifold(TARGET, ManifoldConfig(accuracy_weight=math.inf), {})
     generator.module.reset(seeded())
@@ -140,6 +155,7 @@ def test_an_infinite_weight_leaves_no_gradient_of_the_entropy(data):
         {"fix_order": "sort"},
         {"fix_order": "align"},
         {"diversity_warmup": 1.0},
+        {"prior_std": 0.3},
         {"images": 20},
         {"hypernetwork": HypernetworkConfig(share="layer")},
         {"hypernetwork": HypernetworkConfig(unit_code=4)},
@@ -271,7 +287,13 @@ def test_bad_input_is_one_sentence(fitted, data):
         Manifold.fit(TARGET, data, optimisation=replace(SHORT, batch_size=1))
     with pytest.raises((UnknownName, TypeError), match="L1"):
         ManifoldConfig(norm="L3")
-    for wrong in ({"diversity_warmup": 2.0}, {"images": 0}, {"dimension": 0}, {"accuracy_weight": 0.0}):
+    for wrong in (
+        {"diversity_warmup": 2.0},
+        {"images": 0},
+        {"dimension": 0},
+        {"accuracy_weight": 0.0},
+        {"prior_std": 0.0},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ManifoldConfig(**wrong)
 

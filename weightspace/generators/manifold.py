@@ -35,6 +35,7 @@ from weightspace import networks, training
 from weightspace.datasets import Dataset
 from weightspace.encoders.pretrained import structure
 from weightspace.errors import ConfigError, DatasetError, WeightspaceError, unknown_name
+from weightspace.generators.batch_norm import calibration_images, with_batch_statistics, with_running_statistics
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
 from weightspace.generators.gauge import RUNNING, Gauge, Order
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
@@ -53,7 +54,6 @@ A generator of neural networks, fitted with weightspace; `config.json` says by w
 data and how. Read it with `weightspace.generators.Manifold.from_pretrained(folder)`.
 """
 VALIDATION_BATCHES, VALIDATION_IMAGES = 8, 500
-CALIBRATION_IMAGES = 256
 _DRAWN_AT_ONCE = 1024
 
 
@@ -85,6 +85,9 @@ class ManifoldConfig:
     """The same for the shift of all logits."""
     fix_order: Order = "none"
     """The same for the order of units, see `Gauge.of`."""
+    prior_std: float | None = None
+    """Deviation of a Gaussian prior of every weight, whose -E log p is added to the loss. Without gauges, and with λ
+    the number of training images, this is variational inference (Bayes by hypernet, Pawlowski et al., 2017)."""
     images: int = 48
     """Images of each network in a step; each network has its own. Networks of a step are the batch of the training."""
     epoch_steps: int = 100
@@ -101,6 +104,8 @@ class ManifoldConfig:
         for name in ("neighbour", "images", "epoch_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.prior_std is not None and not self.prior_std > 0:
+            raise ConfigError(f"prior_std must be positive, got {self.prior_std}")
         if self.dimension is not None and self.dimension < 1:
             raise ConfigError(f"dimension must be at least 1, got {self.dimension}")
 
@@ -145,7 +150,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         self.module = Hypernetwork(self.layout, config.hypernetwork)
         self.gauge = Gauge.of(network, scale=config.fix_scale, shift=config.fix_shift, order=config.fix_order)
         self._free = Gauge.of(network, scale=False, shift=False).parameters()
-        self._target = _batch_statistics(network.build())
+        self._target = with_batch_statistics(network.build())
 
     @classmethod
     def fit(
@@ -193,7 +198,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
             "network": networks.to_json(network),
             "dataset": {"name": data.name, "digest": data.digest, "image_shape": list(data.image_shape)},
         }
-        fitted = cls(network, config, header, _calibration(network, data, optimisation.seed))
+        fitted = cls(network, config, header, calibration_images(network, data, optimisation.seed))
         fitted.module.reset(torch.Generator().manual_seed(optimisation.seed))
         count, steps = optimisation.batch_size, optimisation.epochs * config.epoch_steps
 
@@ -235,10 +240,11 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         """Loss of some networks, each on images of its own, with its parts and the diagnostics of section 6.
 
         Returns:
-            loss, cross_entropy and entropy (nats), accuracy, separation: the mean distance to the nearest network over
-            the norm. In evaluation mode, where all networks see the same images, also accuracy_std, accuracy_min,
-            disagreement of two networks, and the entropy without gauge; and loss, by which the epoch is chosen, is the
-            share of wrong predictions: the cross-entropy of sure networks rises long before that.
+            loss, cross_entropy, entropy and, with a prior, surprise (nats), accuracy, separation: the mean distance to
+            the nearest network over the norm. In evaluation mode, where all networks see the same images, also
+            accuracy_std, accuracy_min, disagreement of two networks, and the entropy without gauge; and loss, by which
+            the epoch is chosen, is the share of wrong predictions: the cross-entropy of sure networks rises long
+            before that.
         """
         rows = module(latents).float()
         logits = self.logits(rows, images)
@@ -253,6 +259,9 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
             gauged = self.gauge.fixed(rows)[:, free]
             diversity = entropy(gauged, dimension=dimension, k=config.neighbour, norm=config.norm)
         parts = {"loss": cross_entropy - share * diversity, "cross_entropy": cross_entropy, "entropy": diversity}
+        if config.prior_std is not None:  # up to the constant of the Gaussian
+            parts["surprise"] = rows[:, free].square().sum(1).mean() / (2 * config.prior_std**2)
+            parts["loss"] = parts["loss"] + share * parts["surprise"]
         with torch.no_grad():
             near = neighbour_distances(gauged, norm=config.norm) / gauged.norm(ORDERS[config.norm], dim=1)
             parts |= {"accuracy": hits.mean(), "separation": near.mean()}
@@ -369,49 +378,6 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
             ) from error
         fitted.module.eval()
         return fitted
-
-
-@torch.no_grad()
-def with_running_statistics(
-    network: Network, rows: Float[Tensor, "m p"], images: Float[Tensor, "n c h w"]
-) -> Float[Tensor, "m p"]:
-    """Rows whose running statistics of batch normalisation are those of the images, layer after layer.
-
-    >>> network = networks.CNN(batch_norm=True)
-    >>> rows = torch.randn(2, Layout.of(network.build()).parameters)
-    >>> rows.isnan().any() | with_running_statistics(network, rows, torch.randn(9, 1, 8, 8)).isnan().any()
-    tensor(False)
-    """
-    module = network.build().eval()
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.train()
-            part.momentum = 1.0  # forget everything before the images
-    layout = Layout.of(module)
-
-    def observed(row: Tensor, x: Tensor) -> Tensor:
-        state = {name: value.clone() for name, value in layout.unflatten(row).items()}
-        functional_call(module, state, (x,))  # updates the running statistics of the state in place
-        return torch.cat([state[spec.name].flatten() for spec in layout.tensors])
-
-    return vmap(observed, in_dims=(0, None), chunk_size=32)(rows, images)
-
-
-def _batch_statistics(module: nn.Module) -> nn.Module:
-    """A network in evaluation mode whose batch normalisation has statistics of each batch and keeps none."""
-    module = module.eval()
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.track_running_stats = False
-            part.running_mean = part.running_var = None
-    return module
-
-
-def _calibration(network: Network, data: Dataset, seed: int) -> Tensor | None:
-    if not any(spec.role in RUNNING for spec in Layout.of(network.build()).tensors):
-        return None
-    chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
-    return data.train_images[chosen[:CALIBRATION_IMAGES]]
 
 
 def _read_config(path: Path) -> dict:

@@ -1,0 +1,62 @@
+"""Batch normalisation in generated networks: it has no history that running statistics could come from.
+
+In training each network has the statistics of its own images; samples get those of a few training images.
+
+Axes: m network, p parameter, n image.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from weightspace.datasets import Dataset
+from weightspace.generators.gauge import RUNNING
+from weightspace.networks import Layout, Network
+
+CALIBRATION_IMAGES = 256
+
+
+@torch.no_grad()
+def with_running_statistics(
+    network: Network, rows: Float[Tensor, "m p"], images: Float[Tensor, "n c h w"]
+) -> Float[Tensor, "m p"]:
+    """Rows whose running statistics of batch normalisation are those of the images, layer after layer.
+
+    >>> from weightspace.networks import CNN
+    >>> network = CNN(batch_norm=True)
+    >>> rows = torch.randn(2, Layout.of(network.build()).parameters)
+    >>> rows.isnan().any() | with_running_statistics(network, rows, torch.randn(9, 1, 8, 8)).isnan().any()
+    tensor(False)
+    """
+    module = network.build().eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.train()
+            part.momentum = 1.0  # forget everything before the images
+    layout = Layout.of(module)
+
+    def observed(row: Tensor, x: Tensor) -> Tensor:
+        state = {name: value.clone() for name, value in layout.unflatten(row).items()}
+        functional_call(module, state, (x,))  # updates the running statistics of the state in place
+        return torch.cat([state[spec.name].flatten() for spec in layout.tensors])
+
+    return vmap(observed, in_dims=(0, None), chunk_size=32)(rows, images)
+
+
+def with_batch_statistics(module: nn.Module) -> nn.Module:
+    """A network in evaluation mode whose batch normalisation has statistics of each batch and keeps none."""
+    module = module.eval()
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.track_running_stats = False
+            part.running_mean = part.running_var = None
+    return module
+
+
+def calibration_images(network: Network, data: Dataset, seed: int) -> Tensor | None:
+    """Some training images for running statistics; `None` for a network that has none."""
+    if not any(spec.role in RUNNING for spec in Layout.of(network.build()).tensors):
+        return None
+    chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
+    return data.train_images[chosen[:CALIBRATION_IMAGES]]
