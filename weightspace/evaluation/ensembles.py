@@ -23,7 +23,9 @@ from weightspace.errors import ConfigError, unknown_name
 from weightspace.evaluation.calibration import best_temperature, predictive_entropy, tempered
 from weightspace.evaluation.probabilities import population_probabilities
 from weightspace.networks import Layout, Network
+from weightspace.networks.population import as_classifier
 from weightspace.zoo import Zoo
+from weightspace.zoo.behaviour import by_activation
 
 BINS = 15
 """Equal-width bins of the highest probability in the calibration error."""
@@ -262,7 +264,7 @@ class Ensemble:
     ) -> dict[str, Float[Tensor, " m"]]:
         """Scores of every member alone, see `scores`."""
         blocks = [scores(population_probabilities(self.zoo.take(block), images), labels)
-                  for block in torch.arange(len(self)).split(self._size(len(images)))]  # fmt: skip
+                  for block in torch.arange(len(self)).split(self._size(images))]  # fmt: skip
         return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
     def evaluate(self, images: Float[Tensor, "n c h w"], labels: Int64[Tensor, " n"]) -> pl.DataFrame:
@@ -297,17 +299,19 @@ class Ensemble:
             return combined.confident
         raise unknown_name("rule", rule, get_args(Rule))
 
-    def _size(self, images: int) -> int:
+    def _size(self, images: Tensor) -> int:
         """Members of a block."""
-        classes = networks.from_json(self.zoo.header["network"]).classes
-        return max(_LEAST_MEMBERS, _AT_ONCE // max(1, images * classes))
+        return max(_LEAST_MEMBERS, _AT_ONCE // max(1, len(images) * self._classes(images)))
+
+    def _classes(self, images: Tensor) -> int:
+        network, _ = next(by_activation(self.zoo))
+        return as_classifier(network, images).classes
 
     def _blocks(self, images: Tensor) -> Iterator[tuple[slice, slice, Float[Tensor, "m n k"]]]:
         """Probabilities of some members on some images, and which these are; all members of an image in a row."""
-        classes = networks.from_json(self.zoo.header["network"]).classes
-        n = max(1, _AT_ONCE // (_LEAST_MEMBERS * classes))
+        n = max(1, _AT_ONCE // (_LEAST_MEMBERS * self._classes(images)))
         for first in range(0, len(images), n):
-            some, size = images[first : first + n], self._size(len(images[first : first + n]))
+            some, size = images[first : first + n], self._size(images[first : first + n])
             for member in range(0, len(self), size):
                 last = min(member + size, len(self))
                 probabilities = population_probabilities(self.zoo.take(range(member, last)), some)

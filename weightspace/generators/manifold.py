@@ -34,12 +34,13 @@ from torch.nn import functional as F
 from weightspace import networks, training
 from weightspace.datasets import Dataset
 from weightspace.encoders.pretrained import structure
-from weightspace.errors import ConfigError, DatasetError, WeightspaceError, unknown_name
+from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.generators.batch_norm import calibration_images, with_batch_statistics, with_running_statistics
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
 from weightspace.generators.gauge import RUNNING, Gauge, Order
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from weightspace.networks import Layout, Network
+from weightspace.networks.population import as_classifier
 from weightspace.training import History, TrainingConfig
 from weightspace.zoo import Zoo
 from weightspace.zoo.writer import write_file
@@ -188,11 +189,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
                 f"{optimisation.batch_size} networks a step have no {config.neighbour}-th neighbours: enlarge "
                 "batch_size"
             )
-        if network.image_shape != data.image_shape:
-            raise DatasetError(
-                f"the network is made for images of shape {network.image_shape}, data set {data.name!r} has "
-                f"{data.image_shape}: make one for these images"
-            )
+        network = as_classifier(network, data.train_images)
         header = {
             "name": cls.name,
             "network": networks.to_json(network),

@@ -53,7 +53,7 @@ def population_logits(
     >>> population_logits(MLP(), torch.zeros(3, 1060), torch.zeros(5, 1, 8, 8)).shape
     torch.Size([3, 5, 10])
     """
-    network = _classifier(network, images)
+    network = as_classifier(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)), in_dims=(0, None))
@@ -175,7 +175,7 @@ def train_population(
     """
     if not 1 <= batch_size <= len(images):
         raise ConfigError(f"batch_size must lie between 1 and the {len(images)} training images, got {batch_size}")
-    network = _classifier(network, images)
+    network = as_classifier(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
     h = hyperparameters
@@ -233,8 +233,17 @@ def with_activation(network: Network, name: str) -> Network:
     return replace(network, activation=name)
 
 
-def _classifier(network: Network, images: Tensor) -> Classifier:
-    """The network, if it classifies such images."""
+def as_classifier(network: Network, images: Float[Tensor, "n c h w"]) -> Classifier:
+    """The network, if it classifies such images.
+
+    Raises:
+        ConfigError: It is a SIREN.
+        DatasetError: The images have another shape than the network's.
+
+    >>> from weightspace.networks import MLP
+    >>> as_classifier(MLP(), torch.zeros(0, 1, 8, 8)).classes
+    10
+    """
     if isinstance(network, SIREN):
         raise ConfigError("a SIREN is one signal and classifies no images; fit it with fit_population")
     if tuple(images.shape[1:]) != network.image_shape:
