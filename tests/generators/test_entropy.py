@@ -113,7 +113,7 @@ def modes_passed(weight: float, seed: int) -> int:
         layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2], torch.nn.Tanh(), layers[3]
     )
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(1500):
+    for _ in range(1000):
         y = net(2 * torch.rand(5, 1, generator=generator) - 1)
         reward = 10 * (-torch.cdist(y, centres).square() / (2 * 0.35**2)).exp().sum(1).mean()
         loss = -reward - weight * entropy(y, dimension=1) + 0.05 * y.square().sum(1).mean()
