@@ -56,10 +56,10 @@ ZOOS = {
 HEAD = """# Zoos
 
 Small versions of published zoos, built on real images. Far fewer networks, images and epochs than published, so that
-each takes a minute or two; the point is that the recipes work, not how good the networks are. Written by
+each takes a few minutes at most; the point is that the recipes work, not how good the networks are. Written by
 `python docs/write_zoo_results.py zoos` ([zoos.csv](zoos.csv) has the numbers) on {cores} cores of {processor},
-{system}, Python {python}, torch {torch}, every recipe with seed 0. Other work was running on the machine, so the times
-are upper bounds.
+{system}, Python {python}, torch {torch}, every recipe with seed 0. Minutes
+are those of the whole command; other work on the machine makes them longer.
 
 {table}
 """

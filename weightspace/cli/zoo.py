@@ -107,7 +107,7 @@ def _facts(zoo: Zoo) -> Table:
         values = last.get_column(column, default=pl.Series([], dtype=pl.Float64)).drop_nulls().drop_nans()
         if len(values):
             table.add_row(f"last {label}", Text(f"0 [{histogram(values / scale)}] {scale}"))
-            low, middle, high = (float(values.quantile(q) or 0) for q in (0, 0.5, 1))
+            low, middle, high = (float(values.quantile(q, "linear") or 0) for q in (0, 0.5, 1))
             table.add_row("", f"lowest {low:.{digits}f}, median {middle:.{digits}f}, highest {high:.{digits}f}")
     return table
 
