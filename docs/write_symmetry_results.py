@@ -62,12 +62,14 @@ ZOO = Recipe(
 )  # fmt: skip
 SANE_EPOCHS, SOUP = 50, 16
 STE_STEPS, SINKHORN = 60, SinkhornConfig(steps=100)
-PAGE = """# Symmetry: what alignment is worth
+HEAD = """# Symmetry: what alignment is worth
 
 On MNIST, seed {seed}, {cores} cores of {processor}, {system}, Python {python}, torch {torch}:
-`python docs/write_symmetry_results.py RUN --data-root DIR` (a part of it took: {seconds}). One seed; settings were not
-tuned.
-
+`python docs/write_symmetry_results.py RUN --data-root DIR` ({seconds}, on a machine that did other work too). One seed;
+settings were not tuned.
+"""
+SECTIONS = {
+    "barriers": """
 ## Barriers between two trainings
 
 Two networks of each kind, from independent initialisations and batches, {images} training images. Barrier is the
@@ -78,12 +80,13 @@ the first network) ran for {ste} and {sinkhorn} steps. "Balanced" puts the scale
 gauge before weight matching. [symmetry_barriers.csv](symmetry_barriers.csv),
 [symmetry_curves.csv](symmetry_curves.csv)
 
-{barriers}
+{table}
 
 Published: a wide MLP on MNIST reaches a barrier of about zero after weight matching (Ainsworth et al., 2023).
 
 ![Loss and accuracy on the line between two MLPs](symmetry.png)
-
+""",
+    "ablation": """
 ## Does an encoder need alignment?
 
 SANE (`small`) for {sane_epochs} epochs on a zoo of {models} CNN-s (tanh, {zoo_images} training images, epochs
@@ -91,18 +94,21 @@ SANE (`small`) for {sane_epochs} epochs on a zoo of {models} CNN-s (tanh, {zoo_i
 standardised weights, without noise, on networks of each side of the split by model; the best epoch is chosen on
 validation networks. [symmetry_ablation.csv](symmetry_ablation.csv)
 
-{ablation}
+{table}
 
 Published, on larger models and zoos (SANE, table 6): test .167 without alignment, .082 with aligned data and a permuted
 view, .082 with both views aligned.
-
+""",
+    "merging": """
 ## Merging
 
-The {soup} networks with the best validation accuracy among the training networks of the same zoo, averaged.
+The {soup} networks with the best validation accuracy among the training networks of a zoo of {models} CNN-s, averaged.
 [symmetry_merging.csv](symmetry_merging.csv)
 
-{merging}
-"""
+{table}
+""",
+}
+"""Sections of the page by their table; one that was not measured is left out."""
 
 
 def pair(network: Network, epochs: int, data: datasets.Dataset) -> Tensor:
@@ -233,8 +239,8 @@ def table(frame: pl.DataFrame) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def page(zoo: ws.Zoo, seconds: dict[str, float]) -> None:
-    """Write the page from the tables."""
+def barrier_table() -> pl.DataFrame:
+    """Barriers with a column a part of the data, and the picture of the MLPs beside it."""
     barriers = pl.read_csv(RESULTS / "symmetry_barriers.csv")
     wide = barriers.with_columns(
         column=pl.when("repair").then(pl.col("images") + ", REPAIR").otherwise(pl.col("images"))
@@ -243,20 +249,26 @@ def page(zoo: ws.Zoo, seconds: dict[str, float]) -> None:
         "network", "alignment", pl.col("lowest_accuracy").alias("lowest test accuracy")
     )
     curves = pl.read_csv(RESULTS / "symmetry_curves.csv")
-    shown = (pl.col("network") == "MLP") & (pl.col("images") == "test")
-    barrier_picture(curves.filter(shown), RESULTS / "symmetry.png")
+    barrier_picture(
+        curves.filter((pl.col("network") == "MLP") & (pl.col("images") == "test")), RESULTS / "symmetry.png"
+    )
+    return wide.join(lowest, on=["network", "alignment"], maintain_order="left")
+
+
+def page(run: Path, seconds: dict[str, float]) -> None:
+    """Write the page from the tables that there are."""
+    measured = [name for name in SECTIONS if (RESULTS / f"symmetry_{name}.csv").exists()]
     facts = {**machine(), "torch": version("torch"), "seed": SEED, "images": IMAGES, "points": POINTS}
     facts |= {"measured": MEASURED, "ste": STE_STEPS, "sinkhorn": SINKHORN.steps, "sane_epochs": SANE_EPOCHS}
     facts |= {"models": ZOO.models, "zoo_images": ZOO.train_limit, "zoo_epochs": ZOO.epochs, "soup": SOUP}
     facts |= {"checkpoints": ", ".join(map(str, ZOO.checkpoints))}
-    text = PAGE.format(
-        **facts,
-        accuracy=zoo.last().table["metric.test_accuracy"].mean(),
-        seconds=", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()),
-        barriers=table(wide.join(lowest, on=["network", "alignment"], maintain_order="left")),
-        ablation=table(pl.read_csv(RESULTS / "symmetry_ablation.csv")),
-        merging=table(pl.read_csv(RESULTS / "symmetry_merging.csv")),
-    )
+    facts |= {"seconds": ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())}
+    if "ablation" in measured:
+        facts |= {"accuracy": ws.open(run / "zoo").last().table["metric.test_accuracy"].mean()}
+    text = HEAD.format(**facts)
+    for name in measured:
+        found = barrier_table() if name == "barriers" else pl.read_csv(RESULTS / f"symmetry_{name}.csv")
+        text += SECTIONS[name].format(**facts, table=table(found))
     (RESULTS / "symmetry.md").write_text(text)
 
 
@@ -284,7 +296,7 @@ def main() -> None:
             seconds[name] = perf_counter() - started
             times.write_text(json.dumps(seconds))
     if "page" in options.only:
-        page(ws.open(options.run / "zoo"), seconds)
+        page(options.run, seconds)
 
 
 if __name__ == "__main__":

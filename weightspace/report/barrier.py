@@ -35,8 +35,9 @@ def barrier_picture(curves: pl.DataFrame, out: Path) -> Path:
     names = curves["alignment"].unique(maintain_order=True).to_list()
     others = [name for name in names if name not in COLOURS]
     colours = COLOURS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained", facecolor="white")
-    for axes, column in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    figure = Figure(figsize=(11.5, 3.8), layout="constrained", facecolor="white")
+    panels = figure.subplots(1, 2)
+    for axes, column in zip(panels, ("loss", "accuracy"), strict=True):
         for name in names:
             for repaired in (False, True):
                 curve = curves.filter((pl.col("alignment") == name) & (pl.col("repair") == repaired)).sort("share")
@@ -47,6 +48,6 @@ def barrier_picture(curves: pl.DataFrame, out: Path) -> Path:
                     )  # fmt: skip
         axes.spines[["top", "right"]].set_visible(False)
         axes.set(xlabel="from the first network to the second", ylabel=column, title=f"{column} on the line")
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(out, dpi=160)
     return Path(out)
