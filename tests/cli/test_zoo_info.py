@@ -53,7 +53,7 @@ def test_info_of_many_layouts(tmp_path, capsys):
         save_file({"weight": torch.zeros(width, 3)}, tmp_path / f"{width}.safetensors")
     import_zoo(tmp_path, tmp_path / "zoo")
     assert cli.main(["zoo", "info", str(tmp_path / "zoo")]) == 0
-    assert "3 to 24 (8 layouts)" in capsys.readouterr().out
+    assert "3 to 24 in 8 layouts" in capsys.readouterr().out
 
 
 def test_info_without_a_zoo(tmp_path, capsys):
