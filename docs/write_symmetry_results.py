@@ -102,8 +102,8 @@ view, .082 with both views aligned.
     "merging": """
 ## Merging
 
-The {soup} networks with the best validation accuracy among the training networks of a zoo of {models} CNN-s, averaged.
-[symmetry_merging.csv](symmetry_merging.csv)
+The {soup} networks with the best validation accuracy among the training networks of a zoo of {models} CNN-s
+(tanh, epoch {zoo_epochs}), averaged. Signs of tanh units are not aligned. [symmetry_merging.csv](symmetry_merging.csv)
 
 {table}
 """,

@@ -28,8 +28,8 @@ def merge_many(
 ) -> tuple[Float[Tensor, "m p"], Float[Tensor, " p"]]:
     """Align networks to each other, one at a time in random order to the mean of the others, until none moves.
 
-    As published. Each step brings the networks nearer to their mean. With hundreds of networks `mean_reference`, which
-    aligns all of them at once, is much faster and ends about as near.
+    As published. Each step brings the networks nearer to their mean. `mean_reference` aligns all networks at once,
+    which is much faster with hundreds of them, but its mean is the poorer soup.
 
     Args:
         rows: At least two networks.
