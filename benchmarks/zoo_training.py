@@ -11,8 +11,9 @@ checked to end with the same networks. Prints seconds, network steps a second, a
 the pool of plain loops; other work on the machine slows all of them, not all equally.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 import joblib
@@ -46,7 +47,11 @@ WORKS = (
 )
 
 
-def data(work: Work) -> tuple[Tensor, Tensor]:
+Images = tuple[Tensor, Tensor]
+"""Images and labels; read before the clock, and given to every job."""
+
+
+def read(work: Work) -> Images:
     """As many images as an epoch has steps: digits, enlarged where the network wants it."""
     digits = load("digits")
     images = torch.cat([digits.train_images, digits.validation_images, digits.test_images])
@@ -69,10 +74,10 @@ def population(work: Work, start: int, stop: int, device: str = "cpu") -> tuple[
     return initial_rows(work.network, seeds, "kaiming_uniform", full), h
 
 
-def vectorised(work: Work, start: int, stop: int, device: str = "cpu") -> Tensor:
+def vectorised(work: Work, data: Images, start: int, stop: int, device: str = "cpu") -> Tensor:
     """Rows of some networks, trained together."""
     rows, h = population(work, start, stop, device)
-    images, labels = (part.to(device) for part in data(work))
+    images, labels = (part.to(device) for part in data)
     stages = train_population(work.network, rows, h, images, labels, epochs=1, batch_size=BATCH, checkpoints=[1])
     ((_, trained, _),) = stages
     return trained.cpu()
@@ -90,14 +95,14 @@ def usual(network: Network) -> nn.Module:
     return module
 
 
-def plain(work: Work, number: int) -> Float[Tensor, " p"]:
+def plain(work: Work, data: Images, number: int) -> Float[Tensor, " p"]:
     """Row of one network, trained as it is usually done."""
     rows, h = population(work, number, number + 1)
     module = usual(work.network)
     layout = Layout.of(module)
     module.load_state_dict(layout.unflatten(rows[0]))
     adam = torch.optim.Adam(module.parameters(), lr=float(h.learning_rate), weight_decay=float(h.weight_decay))
-    images, labels = data(work)
+    images, labels = data
     own = streams.permutation(h.seeds, 1, len(images))[0]
     order = own[streams.permutation(h.seeds, 1_000_001, len(images))[0]]
     for batch in order.split(BATCH):
@@ -113,31 +118,35 @@ def in_worker(function: Callable, *arguments: object) -> Tensor:
     return function(*arguments)
 
 
+def pooled(
+    pool: joblib.Parallel, function: Callable, work: Work, data: Images, places: Sequence[tuple[int, ...]]
+) -> list[Tensor]:
+    """The same for several places, a job each."""
+    return pool(joblib.delayed(in_worker)(function, work, data, *place) for place in places)
+
+
 def main():
     torch.set_num_threads(1)
     cores = joblib.cpu_count()
-    pool, job = joblib.Parallel(n_jobs=cores), joblib.delayed(in_worker)
+    pool = joblib.Parallel(n_jobs=cores)
     for work in WORKS:
         numbers = range(work.networks)
         units = [(start, min(start + UNIT, work.networks)) for start in range(0, work.networks, UNIT)]
-        ways: dict[str, Callable[[], Tensor]] = {
-            "one by one": lambda work=work, n=numbers: torch.stack([plain(work, i) for i in n]),
-            f"one by one, {cores} processes": lambda work=work, n=numbers: torch.stack(
-                pool(job(plain, work, i) for i in n)
-            ),
-            "vectorised": lambda work=work, u=units: torch.cat([vectorised(work, *unit) for unit in u]),
-            f"vectorised, {cores} processes": lambda work=work, u=units: torch.cat(
-                pool(job(vectorised, work, *unit) for unit in u)
-            ),
+        data = read(work)
+        ways: dict[str, Callable[[], Iterable[Tensor]]] = {
+            "one by one": partial(map, partial(plain, work, data), numbers),
+            f"one by one, {cores} processes": partial(pooled, pool, plain, work, data, [(i,) for i in numbers]),
+            "vectorised": partial(map, partial(vectorised, work, data), *zip(*units, strict=True)),
+            f"vectorised, {cores} processes": partial(pooled, pool, vectorised, work, data, units),
         }
-        pool(job(plain, work, i) for i in range(cores))  # start the workers
+        pooled(pool, plain, work, data, [(i,) for i in range(4 * cores)])  # start the workers
         steps = work.networks * work.steps
         print(f"{work.label}: {work.networks} networks, {work.steps} steps each, batches of {BATCH}")
         seconds: list[float] = []
         reference = None
         for name, run in ways.items():
             begin = perf_counter()
-            rows = run()
+            rows = torch.cat([part.view(-1, part.shape[-1]) for part in run()])
             seconds.append(perf_counter() - begin)
             reference = rows if reference is None else reference
             # a few chaotic networks amplify rounding, so the bulk is compared
@@ -145,10 +154,10 @@ def main():
             assert difference < 1e-3, f"{name} trained other networks: {difference}"
             print(line(name, seconds[-1], steps, seconds))
         if torch.cuda.is_available():
-            vectorised(work, 0, 2, "cuda")
+            vectorised(work, data, 0, 2, "cuda")
             torch.cuda.synchronize()
             begin = perf_counter()
-            vectorised(work, 0, GPU_UNIT, "cuda")
+            vectorised(work, data, 0, GPU_UNIT, "cuda")
             scaled = (perf_counter() - begin) * work.networks / GPU_UNIT
             print(line(f"vectorised, GPU, {GPU_UNIT} at once", scaled, steps, seconds))
 

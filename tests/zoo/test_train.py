@@ -62,6 +62,7 @@ def test_units_share_activation_and_optimiser_and_cover_the_plan():
     assert_frame_equal(pl.concat([unit.plan for unit in made]).sort("model"), recipe.plan())
 
 
+@pytest.mark.timeout(300)  # each process loads torch, which takes long where a Ray cluster starts beside it
 def test_two_processes_make_the_zoo_that_one_makes(tiny, tmp_path):
     train(tmp_path / "tiny", TINY, workers=2)
     assert contents(tmp_path / "tiny") == contents(tiny.path)
