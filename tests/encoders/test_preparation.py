@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from weightspace.encoders.preparation import Preparation, aligned_rows, groups_of
+from weightspace.encoders.preparation import Preparation, aligned_rows
 from weightspace.errors import LayoutError, ZooError
-from weightspace.networks import CNN, MLP, SIREN, Layout, PooledCNN, ResNet18, to_json
+from weightspace.networks import Layout, ResNet18, to_json
 from weightspace.networks.population import population_logits
 from weightspace.symmetry import chain_groups, gather_index, random_permutations, symmetry_of
 from weightspace.views.standardise import Standardisation
@@ -169,25 +169,3 @@ def test_networks_with_skips_are_aligned_by_their_traced_groups():
     aligned = aligned_rows(zoo, copies[0])
     before, after = (population_logits(network, rows, images) for rows in (copies, aligned))
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)  # sums in another order
-
-
-def test_the_network_of_a_layout_is_found_among_several():
-    wide, narrow = ResNet18(image_shape=(1, 8, 8), width=4), ResNet18(image_shape=(1, 8, 8), width=2)
-    header = {"networks": {"wide": to_json(wide), "narrow": to_json(narrow)}}
-    sizes = [group.size for group in groups_of(header, Layout.of(narrow.build()))]
-    assert sorted(set(sizes)) == [2, 4, 8, 16]
-
-
-def test_networks_that_nobody_described_are_refused_unless_they_are_chains():
-    layout = Layout.of(ResNet18(image_shape=(1, 8, 8), width=2).build())
-    with pytest.raises(LayoutError, match="not a plain chain"):
-        groups_of({}, layout)
-    assert groups_of({}, LAYOUT) == chain_groups(LAYOUT)
-
-
-@pytest.mark.parametrize("network", [MLP(), CNN(), CNN(bias=False, batch_norm=True), PooledCNN(), SIREN()])
-def test_chains_need_no_trace(network):
-    """Families whose groups are inferred have those that a trace finds."""
-    module = network.build()
-    example = torch.zeros(2, 2) if isinstance(network, SIREN) else torch.zeros(2, *network.image_shape)
-    assert groups_of({"network": to_json(network)}, Layout.of(module)) == symmetry_of(module, example).groups

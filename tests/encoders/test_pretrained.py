@@ -120,7 +120,7 @@ def test_a_missing_setting_is_named():
         ({"version": "new"}, "does not describe a fitted encoder"),
         ({"format": "other"}, "does not describe a fitted encoder"),
         ({"layout": [{"name": "a"}]}, "layout|tensor"),
-        ({"method": "flat"}, "unknown encoder 'flat'"),
+        ({"method": "flit"}, "unknown encoder 'flit'; did you mean 'flat'"),
     ],
 )
 def test_other_content(folder, values, says):

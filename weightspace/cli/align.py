@@ -6,10 +6,10 @@ import polars as pl
 from rich.console import Console
 
 from weightspace.cli.evaluate import images_of, show
-from weightspace.encoders.preparation import groups_of
 from weightspace.evaluation.alignment import aligned_zoo, chosen_network
 from weightspace.evaluation.barrier import alignments, compare_barriers
 from weightspace.report import barrier_picture
+from weightspace.views.architecture import architecture_of
 from weightspace.zoo import open as open_zoo
 
 
@@ -52,7 +52,7 @@ def pair(
     """
     network, start, data_zoo = chosen_network(first)
     _, end, _ = chosen_network(second, like=network)
-    groups = groups_of(data_zoo.header, data_zoo.layout)
+    groups = architecture_of(data_zoo.header, data_zoo.layout).groups
     data = images_of(data_zoo, data_root)
     seconds = alignments(network, start, end, groups, data, seed=seed)
     barriers, curves = compare_barriers(network, start, seconds, groups, data, points=points, repair=repair)

@@ -1,5 +1,6 @@
 """`weightspace fit` and `weightspace embed`."""
 
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,10 +11,35 @@ from rich.console import Console
 
 from weightspace import encoders
 from weightspace.encoders import TrainingConfig
-from weightspace.errors import ZooError
+from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
 from weightspace.zoo.writer import LOCATION, write_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimisation:
+    """How an encoder is trained; what is left out is as the method has it."""
+
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    """Peak of the cycle."""
+    weight_decay: float | None = None
+    """On matrices only."""
+    warmup: float | None = None
+    """Share of the steps before the peak."""
+    gradient_norm: float | None = None
+    """Gradients are scaled down to this norm."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation loss; never when missing."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] | None = None
+    accelerator: str | None = None
+    """`cpu`, `cuda`, `mps` or `auto`."""
+    devices: int | None = None
+    tensorboard: bool | None = None
+    """Also write TensorBoard logs; needs the extra `tensorboard`."""
+    seed: int | None = None
 
 
 def fit(
@@ -21,21 +47,34 @@ def fit(
     zoo: Path,
     *,
     out: Path,
+    target: tuple[str, ...] = (),
     split_seed: int = 0,
-    optimisation: Annotated[TrainingConfig, Parameter(name="*")] = TrainingConfig(),  # noqa: B008 - frozen
+    optimisation: Annotated[Optimisation, Parameter(name="*")] = Optimisation(),
 ) -> None:
     """Train an encoder on the training models of a zoo, into a folder with everything in it.
 
     Args:
-        method: Name of the encoder: sane.
+        method: Name of the encoder: sane, an autoencoder, or one that learns from targets, such as dng or sne.
         zoo: Folder of the zoo.
         out: Folder of the fitted encoder; an interrupted training is continued there.
+        target: Column to learn from, such as metric.test_accuracy (the default) or config.learning_rate; may be
+            repeated. Not for autoencoders, which need none.
         split_seed: Seed of the split by model; only its training part is learned from.
     """
+    if method not in encoders.names():
+        raise unknown_name("encoder", method, encoders.names())
+    given = {name: value for name, value in asdict(optimisation).items() if value is not None}
     whole = open_zoo(zoo)
     finite = whole.finite()
     train, validation, _ = finite.split(split_seed)
-    encoders.fit(method, train, validation=validation, optimisation=optimisation, folder=out)
+    if method in encoders.autoencoders():
+        if target:
+            raise ConfigError(f"{method} is an autoencoder and learns from weights alone; leave --target out")
+        options: dict = {"optimisation": TrainingConfig(**given)}
+    else:
+        options = {"optimisation": replace(encoders.by_name(method).optimisation, **given)}
+        options |= {"targets": target} if target else {}
+    encoders.fit(method, train, validation=validation, folder=out, **options)
     Console().print(f"fitted {method} on {len(train)} checkpoints{_left_out(whole, finite)}: {out}", highlight=False)
 
 
@@ -52,13 +91,14 @@ def embed(
         encoder: Folder of a fitted encoder.
         zoo: Folder of the zoo.
         out: Parquet file with the zoo's table and a column `embedding`.
-        pooling: Mean of the token latents, the whole sequence of them, or moments of the encoder's states by layer.
+        pooling: Of autoencoders: mean of the token latents, the whole sequence of them, or moments of the encoder's
+            states by layer.
     """
     fitted, whole = encoders.load(encoder), open_zoo(zoo)
     finite = whole.finite()
     if not len(finite):
         raise ZooError(f"no checkpoint of {zoo} has finite weights, so there is nothing to embed")
-    embedding = fitted.embed(finite, pooling)
+    embedding = fitted.embed(finite) if isinstance(fitted, encoders.Predictor) else fitted.embed(finite, pooling)
     table = finite.table.drop(LOCATION).with_columns(pl.Series("embedding", embedding.numpy()))
     buffer = BytesIO()
     table.write_parquet(buffer)

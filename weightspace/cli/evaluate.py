@@ -62,7 +62,7 @@ def evaluate(
     population = open_zoo(zoo)
     data = images_of(population, data_root)
     tables = evaluation.generation(
-        open_zoo(samples), encoders.load(encoder), population, data, fraction=best, epochs=epochs,
+        open_zoo(samples), encoders.load_autoencoder(encoder), population, data, fraction=best, epochs=epochs,
         learning_rate=learning_rate, seed=split_seed,
     )  # fmt: skip
     tables.save(out)

@@ -42,7 +42,7 @@ def sample(
     train, _, _ = open_zoo(zoo).finite().split(split_seed)
     prompts = best_prompts(train, best)
     drawn = (
-        KDE(encoders.load(encoder), KDEConfig(mode=mode, bandwidth=bandwidth, spread=spread))
+        KDE(encoders.load_autoencoder(encoder), KDEConfig(mode=mode, bandwidth=bandwidth, spread=spread))
         .fit(prompts)
         .sample(n, seed=seed)
     )

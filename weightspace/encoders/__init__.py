@@ -3,44 +3,114 @@
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.flat import Flat, FlatConfig
+from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
-from weightspace.errors import unknown_name
+from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
+from weightspace.errors import ConfigError, unknown_name
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 
-__all__ = ["SANE", "SANEConfig", "TrainingConfig", "fit", "load", "names"]
+__all__ = [
+    "SANE",
+    "Flat",
+    "FlatConfig",
+    "Predictor",
+    "PredictorTraining",
+    "SANEConfig",
+    "TrainingConfig",
+    "WeightEncoder",
+    "autoencoders",
+    "by_name",
+    "fit",
+    "load",
+    "load_autoencoder",
+    "names",
+    "weight_encoders",
+]
 
-_ENCODERS: dict[str, type[SANE]] = {"sane": SANE}
+_AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
+_WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
+    Flat,
+)  # fmt: skip
+_BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 
 
 def names() -> list[str]:
-    """Names of the methods.
+    """Names of the methods: autoencoders, and encoders that learn from targets.
 
-    >>> names()
+    >>> "sane" in names(), "flat" in names()
+    (True, True)
+    """
+    return sorted([*_AUTOENCODERS, *_BY_NAME])
+
+
+def autoencoders() -> list[str]:
+    """Names of the methods that learn from weights alone and can decode.
+
+    >>> autoencoders()
     ['sane']
     """
-    return sorted(_ENCODERS)
+    return sorted(_AUTOENCODERS)
 
 
-def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE:
-    """Fit an encoder by the name of its method; the options are those of its `fit`.
+def weight_encoders() -> tuple[type[WeightEncoder], ...]:
+    """Encoders that learn from targets.
+
+    >>> Flat in weight_encoders()
+    True
+    """
+    return _WEIGHT_ENCODERS
+
+
+def by_name(name: str) -> type[WeightEncoder]:
+    """The encoder of that name that learns from targets.
+
+    Raises:
+        UnknownName: There is none.
+    """
+    if name not in _BY_NAME:
+        raise unknown_name("encoder", name, _BY_NAME)
+    return _BY_NAME[name]
+
+
+def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE | Predictor:
+    """Fit an encoder by the name of its method; the options are those of `SANE.fit` or `Predictor.fit`.
 
     Raises:
         UnknownName: There is no such method.
     """
-    if method not in _ENCODERS:
-        raise unknown_name("encoder", method, _ENCODERS)
-    return _ENCODERS[method].fit(train, validation=validation, **options)
+    if method in _AUTOENCODERS:
+        return _AUTOENCODERS[method].fit(train, validation=validation, **options)
+    if method not in _BY_NAME:
+        raise unknown_name("encoder", method, names())
+    return Predictor.fit(_BY_NAME[method], train, validation=validation, **options)
 
 
-def load(folder: Path | str) -> SANE:
+def load(folder: Path | str) -> SANE | Predictor:
     """The fitted encoder in a folder, whatever its method.
 
     Raises:
         WeightspaceError: There is none, or it cannot be read.
     """
     method = read_config(Path(folder))["method"]
-    if method not in _ENCODERS:
-        raise unknown_name("encoder", method, _ENCODERS)
-    return _ENCODERS[method].load(Path(folder))
+    if method in _AUTOENCODERS:
+        return _AUTOENCODERS[method].load(Path(folder))
+    if method not in _BY_NAME:
+        raise unknown_name("encoder", method, names())
+    return Predictor.load(folder, _BY_NAME[method])
+
+
+def load_autoencoder(folder: Path | str) -> SANE:
+    """The fitted autoencoder in a folder, which can also decode.
+
+    Raises:
+        WeightspaceError: There is none, or it cannot be read, or its method only encodes.
+    """
+    fitted = load(folder)
+    if not isinstance(fitted, SANE):
+        raise ConfigError(
+            f"{folder} holds a fitted {fitted.module.name!r}, which cannot decode; fit one of {sorted(_AUTOENCODERS)}"
+        )
+    return fitted

@@ -6,16 +6,15 @@ Axes: m network, p parameter.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightspace import networks
 from weightspace.errors import LayoutError, ZooError
-from weightspace.networks import CNN, MLP, SIREN, Layout, Network, PooledCNN
-from weightspace.symmetry import PermutationGroup, align_runs, chain_groups, mean_reference, symmetry_of
+from weightspace.networks import Layout
+from weightspace.symmetry import align_runs, mean_reference
+from weightspace.views.architecture import architecture_of
 from weightspace.views.standardise import Standardisation
 from weightspace.zoo import Zoo
 
@@ -40,7 +39,7 @@ class Preparation:
             align: Align to `training_reference`; otherwise weights are only standardised.
 
         Raises:
-            LayoutError: The zoo mixes layouts, or as in `groups_of`.
+            LayoutError: The zoo mixes layouts, or as in `architecture_of`.
             ZooError: A checkpoint has NaN weights, or there is none.
         """
         if not len(train):
@@ -73,38 +72,6 @@ class Preparation:
         return self.scale.invert(rows)
 
 
-def groups_of(header: dict, layout: Layout) -> tuple[PermutationGroup, ...]:
-    """Units of a zoo's networks that may be renumbered: traced where the zoo says what they compute, else inferred.
-
-    Args:
-        header: Content of `zoo.json`.
-        layout: One of the zoo's layouts.
-
-    Raises:
-        LayoutError: The header has no network of this layout, and the layout is not a plain chain; or it has several
-            networks of this layout that differ in their groups.
-
-    >>> groups_of({}, Layout.of(torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Linear(2, 1))))[0].size
-    2
-    """
-    stored = [header["network"]] if "network" in header else [*header.get("networks", {}).values()]
-    made = {networks.from_json(network) for network in stored}
-    found = {_groups(network) for network in made if Layout.of(network.build()) == layout}
-    if len(found) > 1:
-        raise LayoutError(
-            f"the zoo has networks of layout {layout.digest} that are wired differently and cannot be aligned to each "
-            "other; select networks of one architecture"
-        )
-    return found.pop() if found else chain_groups(layout)
-
-
-@lru_cache(maxsize=64)
-def _groups(network: Network) -> tuple[PermutationGroup, ...]:
-    if isinstance(network, CNN | MLP | PooledCNN | SIREN):  # chains by construction: a trace, which takes seconds,
-        return chain_groups(Layout.of(network.build()))  # finds the same
-    return symmetry_of(network.build(), torch.zeros(2, *network.image_shape)).groups
-
-
 def training_reference(train: Zoo, seed: int = 0) -> Float[Tensor, " p"]:
     """The mean of the best trained networks, aligned to the best of them, by validation accuracy where the zoo has it.
 
@@ -113,7 +80,7 @@ def training_reference(train: Zoo, seed: int = 0) -> Float[Tensor, " p"]:
         seed: Order of the groups.
 
     Raises:
-        LayoutError: As in `groups_of`.
+        LayoutError: As in `architecture_of`.
 
     >>> import polars as pl
     >>> layout = Layout.of(torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in [(1, 2), (2, 1)])))
@@ -128,7 +95,7 @@ def training_reference(train: Zoo, seed: int = 0) -> Float[Tensor, " p"]:
         order = final.table[by].arg_sort(descending=True).to_list()
         final = final.take(order)
     rows = final.weights()[:REFERENCE_NETWORKS]
-    groups = groups_of(train.header, train.layout)
+    groups = architecture_of(train.header, train.layout).groups
     return mean_reference(rows, rows[0], train.layout, groups, torch.Generator().manual_seed(seed))
 
 
@@ -146,5 +113,5 @@ def aligned_rows(zoo: Zoo, reference: Float[Tensor, " p"]) -> Float[Tensor, "m p
     last = torch.zeros(len(zoo), dtype=torch.bool)
     last[table.unique("model", keep="last")["position"].to_list()] = True
     models = torch.tensor(zoo.table["model"].rank("dense").to_list())
-    generator, groups = torch.Generator().manual_seed(0), groups_of(zoo.header, zoo.layout)
+    generator, groups = torch.Generator().manual_seed(0), architecture_of(zoo.header, zoo.layout).groups
     return align_runs(zoo.weights(), reference, zoo.layout, groups, models, last, generator)

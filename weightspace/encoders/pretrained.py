@@ -86,16 +86,7 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
         Raises:
             WeightspaceError: There is no such folder or repository, or as in `load`.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            files = [CONFIG, MODEL, PREPARATION]
-            try:
-                folder = Path(snapshot_download(str(pretrained_model_name_or_path), allow_patterns=files, **options))
-            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-                raise WeightspaceError(
-                    f"there is no folder {folder}, and the Hugging Face Hub gave nothing under that name: {error}"
-                ) from error
-        return cls.load(folder)
+        return cls.load(local_folder(pretrained_model_name_or_path, [CONFIG, MODEL, PREPARATION], **options))
 
     @classmethod
     def load(cls: type[Fitted], folder: Path) -> Fitted:
@@ -107,6 +98,8 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
         content = read_config(folder)
         if content["method"] != cls.name:
             raise ConfigError(f"{folder} holds a fitted {content['method']!r}, not {cls.name!r}")
+        if "layout" not in content:
+            raise WeightspaceError(f"{folder / CONFIG} lacks 'layout'; fit the encoder again")
         config = structure(content["config"], cls.Config)
         try:
             tensors = load_file(folder / PREPARATION)
@@ -132,6 +125,23 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
         return encoder
 
 
+def local_folder(name: str | Path, files: list[str], **options: Any) -> Path:
+    """A folder of that name, or a copy of the repository of that name on the Hugging Face Hub.
+
+    Raises:
+        WeightspaceError: There is neither.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=files, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise WeightspaceError(
+            f"there is no folder {folder}, and the Hugging Face Hub gave nothing under that name: {error}"
+        ) from error
+
+
 def read_config(folder: Path) -> dict:
     """Content of `config.json` of a fitted encoder.
 
@@ -155,7 +165,7 @@ def read_config(folder: Path) -> dict:
             f"{path} has format version {version_found}, this weightspace reads up to {FORMAT_VERSION}: "
             "update weightspace"
         )
-    if missing := [key for key in ("method", "config", "layout", "header") if key not in content]:
+    if missing := [key for key in ("method", "config", "header") if key not in content]:
         raise WeightspaceError(f"{path} lacks {missing[0]!r}; fit the encoder again")
     return content
 

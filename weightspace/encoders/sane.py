@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace import training
-from weightspace.encoders.preparation import Preparation, groups_of
+from weightspace.encoders.preparation import Preparation
 from weightspace.encoders.pretrained import Pretrained, provenance
 from weightspace.errors import ConfigError
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import PermutationGroup, gather_index, random_permutations
 from weightspace.training import TrainingConfig
+from weightspace.views.architecture import architecture_of
 from weightspace.views.tokens import TokenView
 from weightspace.zoo import Zoo
 
@@ -358,7 +359,7 @@ class SANE(Pretrained):
     @cached_property
     def groups(self) -> tuple[PermutationGroup, ...]:
         """Units that may be renumbered in the networks it was fitted on."""
-        return groups_of(self.header, self.view.layout)
+        return architecture_of(self.header, self.view.layout).groups
 
     def _views(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Two noisy views of one random window of standardised rows; the second one permuted if so configured."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from weightspace.datasets import Dataset
-from weightspace.encoders import SANE
+from weightspace.encoders import SANE, Predictor
 from weightspace.errors import ConfigError
 from weightspace.evaluation.distillation import distill, distillation, train_on_labels
 from weightspace.evaluation.ensembles import Ensemble, paired_bootstrap
@@ -59,7 +59,7 @@ def targets_of(zoo: Zoo) -> list[str]:
 
 
 def properties(
-    encoder: SANE, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
+    encoder: SANE | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predict properties of models never seen, from the embedding and from simple representations.
 
@@ -72,10 +72,17 @@ def properties(
         Scores and predictions, see `predict_properties`.
     """
     train, validation, test = zoo.finite().split(seed)
+    learned: dict[str, Callable[[Zoo], Float[np.ndarray, "n d"]]] = (
+        {encoder.module.name: lambda part: encoder.embed(part).numpy()}
+        if isinstance(encoder, Predictor)
+        else {
+            "SANE, layers": lambda part: encoder.embed(part, "layers").numpy(),
+            "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+            "SANE, mean token": lambda part: encoder.embed(part).numpy(),
+        }
+    )
     representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
-        "SANE, layers": lambda part: encoder.embed(part, "layers").numpy(),
-        "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
-        "SANE, mean token": lambda part: encoder.embed(part).numpy(),
+        **learned,
         "weight statistics": statistics,
         "flat weights": flat_weights,
         "hyper-parameters": Hyperparameters(train),
