@@ -7,6 +7,7 @@ from weightspace.encoders.flat import Flat, FlatConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
+from weightspace.encoders.sne import SNE, ChunkSet, SNEConfig
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.training import TrainingConfig
@@ -14,11 +15,14 @@ from weightspace.zoo import Zoo
 
 __all__ = [
     "SANE",
+    "SNE",
+    "ChunkSet",
     "Flat",
     "FlatConfig",
     "Predictor",
     "PredictorTraining",
     "SANEConfig",
+    "SNEConfig",
     "TrainingConfig",
     "WeightEncoder",
     "autoencoders",
@@ -33,6 +37,8 @@ __all__ = [
 _AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     Flat,
+    SNE,
+    ChunkSet,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 
