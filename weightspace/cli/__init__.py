@@ -22,6 +22,7 @@ COMMANDS = {
     "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo."),
     "embed": ("weightspace.cli.encode:embed", "Write the embeddings of a zoo's checkpoints."),
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
+    "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
     "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
     "evaluate": ("weightspace.cli.evaluate:evaluate", "Measure generated networks beside their baselines."),
     "ensemble": ("weightspace.cli.ensemble:ensemble", "Let the networks of a zoo answer together, and measure it."),
@@ -47,6 +48,7 @@ ALIGN_COMMANDS = {
 }
 MANIFOLD_COMMANDS = {
     "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
+    "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
 USER_ERROR, INTERRUPTED = 2, 130

@@ -72,8 +72,10 @@ class Target:
         return len(self.classes) or 1
 
     @classmethod
-    def of(cls, column: str, table: pl.DataFrame, *, log10: bool = False) -> "Target":
+    def of(cls, column: str, table: pl.DataFrame) -> "Target":
         """The target that a column of training networks makes.
+
+        A `config.*` that is positive and spans more than a factor of 100 is learned by its logarithm.
 
         Raises:
             UnknownName: There is no such column.
@@ -89,6 +91,7 @@ class Target:
                     f"target {column!r} has {len(names)} values among the training networks, 2 are needed"
                 )
             return cls(column=column, kind="class", classes=names)
+        log10 = column.startswith("config.") and _spans_orders(_numbers(series, log10=False))
         values = _numbers(series, log10)
         values = values[np.isfinite(values)]
         if not len(values) or values.min() == values.max():
@@ -182,7 +185,7 @@ class Predictor(ModelHubMixin, library_name="weightspace", model_card_template=C
             raise ConfigError(f"model {shared[0]!r} is in the training and in the validation networks; split by model")
         for zoo in (train, validation):
             zoo.require_finite("training an encoder")
-        chosen = [Target.of(name, train.table, log10=_wide(name, train.table)) for name in targets]
+        chosen = [Target.of(name, train.table) for name in targets]
         sides = [_Side(zoo, chosen) for zoo in (train, validation)]
         architectures = [some.architecture for some in sides[0].bundles]
         # own streams: initial weights from torch's generator, restored afterwards; batches from the training's
@@ -373,11 +376,7 @@ def _numbers(series: pl.Series, log10: bool) -> np.ndarray:
         return np.log10(values)
 
 
-def _wide(column: str, table: pl.DataFrame) -> bool:
-    """Whether a column is a hyper-parameter that spans orders of magnitude."""
-    if not column.startswith("config.") or column not in table.columns or not table[column].dtype.is_numeric():
-        return False
-    values = _numbers(table[column].drop_nulls(), log10=False)
+def _spans_orders(values: np.ndarray) -> bool:
     return bool(len(values) and values.min() > 0 and values.max() > 100 * values.min())
 
 

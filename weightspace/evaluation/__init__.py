@@ -14,6 +14,7 @@ from jaxtyping import Float
 from weightspace.datasets import Dataset
 from weightspace.encoders import SANE, Predictor
 from weightspace.errors import ConfigError
+from weightspace.evaluation.benchmark import benchmark, summary
 from weightspace.evaluation.distillation import distill, distillation, train_on_labels
 from weightspace.evaluation.ensembles import Ensemble, paired_bootstrap
 from weightspace.evaluation.generation import (
@@ -30,6 +31,7 @@ from weightspace.zoo.behaviour import by_activation
 __all__ = [
     "Ensemble",
     "GenerationTables",
+    "benchmark",
     "best_prompts",
     "distill",
     "distillation",
@@ -37,6 +39,7 @@ __all__ = [
     "paired_bootstrap",
     "population_map",
     "properties",
+    "summary",
     "targets_of",
     "train_on_labels",
 ]

@@ -325,7 +325,7 @@ def _probes(features: Sequence[np.ndarray], targets: Sequence[_Target], boosted:
 # ---- The protocol
 
 
-def _number_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+def number_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
     """R2, Kendall's tau and mean absolute error; null where the test values, or the ranks, do not vary."""
     tau = kendalltau(true, predicted).statistic
     return {
@@ -335,7 +335,7 @@ def _number_scores(true: np.ndarray, predicted: np.ndarray) -> dict[str, float |
     }
 
 
-def _class_scores(true: np.ndarray, predicted: np.ndarray, training: np.ndarray) -> dict[str, float | None]:
+def class_scores(true: np.ndarray, predicted: np.ndarray, training: np.ndarray) -> dict[str, float | None]:
     """Share of right classes on test, and that of always naming the most frequent training class."""
     classes, counts = np.unique(training, return_counts=True)
     return {
@@ -448,9 +448,9 @@ def predict_properties(
                 keep = target.present[2]
                 true = target.splits[2][keep]
                 if target.categorical:
-                    measured = _class_scores(true, predicted, target.splits[0][target.present[0]])
+                    measured = class_scores(true, predicted, target.splits[0][target.present[0]])
                 else:
-                    measured = _number_scores(true, predicted)
+                    measured = number_scores(true, predicted)
                     about = {"representation": name, "probe": probe, "target": target.label}
                     which = zoos[2].table.select("model", "step").filter(keep).to_dict()
                     values = {"true": true, "predicted": predicted}
