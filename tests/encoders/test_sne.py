@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from weightspace.encoders.sne import MAB, SNE, TYPES, ChunkSet, SetToVector, SNEConfig
+from weightspace.encoders.sne import MAB, SNE, TYPES, ChunkSet, ScalarMAB, SetToVector, SNEConfig
 from weightspace.networks import CNN, MLP, Layout, PooledCNN, ResNet18, ViT
 from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.chunks import ChunkView
@@ -164,13 +164,16 @@ def test_pooling_forgets_the_order():
     torch.testing.assert_close(pool(x[:, torch.randperm(5)]), pool(x))
 
 
-def test_magnitudes_show_small_weights():
-    some = networks(count=2)
-    rows = some.rows.clone()
-    rows[:, places("conv2.weight")] *= 1e-3
-    tiny = rows.clone()
-    tiny[:, places("conv2.weight")] *= 1e-1
-    plain, shown = made(), made(replace(SMALL, magnitudes=True))
-    with torch.no_grad():
-        gap = [float((e(changed(some, tiny)) - e(changed(some, rows))).abs().max()) for e in (plain, shown)]
-    assert gap[1] > 10 * gap[0]
+@pytest.mark.parametrize("masked", [True, False])
+def test_shortcuts_are_attention_itself(masked):
+    """Attention among scalars, and of one seed, against the block that they abbreviate."""
+    torch.manual_seed(0)
+    real = torch.rand(4, 7) < 0.7 if masked else None
+    if real is not None:
+        real[:, 0] = True
+    x = torch.randn(4, 7, 1, dtype=torch.float64)
+    block = ScalarMAB(1, 1, 12, heads=3).double()
+    torch.testing.assert_close(block(x, x, real), MAB.forward(block, x, x, real))
+    pool, y = SetToVector(12, 3).double(), torch.randn(4, 7, 12, dtype=torch.float64)
+    whole = pool.attention(pool.seed.expand(4, -1, -1), torch.relu(pool.before(y)), real)[:, 0]
+    torch.testing.assert_close(pool(y, real), whole)

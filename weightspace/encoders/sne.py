@@ -33,7 +33,6 @@ TYPES = ("conv", "linear", "bias", "norm", "running", "other")
 """Kinds of tensors that have a code of their own."""
 LEVELS = 32
 """Levels that a learned table has codes for; deeper layers share the last."""
-_LEAST = 1e-3  # standardised weights below this count as zero on the logarithmic scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +60,6 @@ class SNEConfig:
     inducing: int | None = None
     """Inducing points for tensors of more than `many` chunks: cost grows with the chunks, not with their square."""
     many: int = 512
-    magnitudes: bool = False
-    """Show each scalar's magnitude on a logarithmic scale beside it; not published."""
     slice: int = 8192
     """Chunks that are in memory at once; where a batch has more, the backward pass computes them again."""
 
@@ -106,12 +103,43 @@ class MAB(nn.Module):
         return out + F.relu(self.out(out))
 
 
+class ScalarMAB(MAB):
+    """`MAB` of a set of scalars with itself, at a quarter of the cost.
+
+    Queries, keys and values are affine in the scalars, so that of all scores only (αx + β)y differs between elements
+    of the set, and what attention gives back is an affine map of one mean scalar a head.
+
+    >>> block = ScalarMAB(1, 1, 8, heads=2)
+    >>> x = torch.randn(3, 5, 1)
+    >>> torch.allclose(block(x, x), MAB.forward(block, x, x), atol=1e-6)
+    True
+    """
+
+    def forward(
+        self, x: Float[Tensor, "m n 1"], y: Float[Tensor, "m n 1"], real: Bool[Tensor, "m n"] | None = None
+    ) -> Float[Tensor, "m n h"]:
+        """As `MAB`, for `y` the same set as `x`."""
+        split = (self.heads, -1)
+        width = self.query.out_features
+        key = self.key.weight.view(split)
+        slope = (self.query.weight.view(split) * key).sum(1) / math.sqrt(width)
+        offset = (self.query.bias.view(split) * key).sum(1) / math.sqrt(width)
+        scalars = y[:, None].expand(-1, self.heads, -1, -1)
+        asks = slope[:, None, None] * x[:, None] + offset[:, None, None]  # m r n 1
+        mask = None if real is None else real[:, None, None]
+        means = F.scaled_dot_product_attention(asks, scalars, scalars, attn_mask=mask, scale=1.0)
+        spread = torch.block_diag(*self.value.weight.view(split)).T.reshape(width, self.heads)
+        attended = F.linear(means[..., 0].transpose(1, 2), spread, self.value.bias)
+        out = self.query(x) + attended
+        return out + F.relu(self.out(out))
+
+
 class SetToSet(nn.Module):
     """Two self-attention blocks: permutation-equivariant."""
 
     def __init__(self, inputs: int, width: int, heads: int):
         super().__init__()
-        self.first = MAB(inputs, inputs, width, heads)
+        self.first = (ScalarMAB if inputs == 1 else MAB)(inputs, inputs, width, heads)
         self.second = MAB(width, width, width, heads)
 
     def forward(self, x: Float[Tensor, "m n _"], real: Bool[Tensor, "m n"] | None = None) -> Float[Tensor, "m n h"]:
@@ -131,8 +159,18 @@ class SetToVector(nn.Module):
         self.attention = MAB(width, width, width, heads)
 
     def forward(self, x: Float[Tensor, "m n h"], real: Bool[Tensor, "m n"] | None = None) -> Float[Tensor, "m h"]:
-        """One vector a set."""
-        return self.attention(self.seed.expand(len(x), -1, -1), F.relu(self.before(x)), real)[:, 0]
+        """One vector a set; one query needs no keys and values of the elements, only their weighted means."""
+        asked, heads = F.relu(self.before(x)), self.attention.heads
+        query = self.attention.query(self.seed[0])  # 1 h
+        key = self.attention.key.weight.unflatten(0, (heads, -1))  # r h/r h; the bias shifts all scores alike
+        asks = torch.einsum("ri,rih->rh", query.view(heads, -1), key) / math.sqrt(query.shape[1])
+        scores = asked @ asks.T  # m n r
+        if real is not None:
+            scores = scores.masked_fill(~real[..., None], -math.inf)
+        means = torch.einsum("mnr,mnh->mrh", scores.softmax(1), asked)
+        value = self.attention.value.weight.unflatten(0, (heads, -1))
+        out = query + torch.einsum("mrh,rih->mri", means, value).flatten(1) + self.attention.value.bias
+        return out + F.relu(self.attention.out(out))
 
 
 class InducedSetToSet(nn.Module):
@@ -156,7 +194,7 @@ class ScalarSet(nn.Module):
 
     def __init__(self, config: SNEConfig):
         super().__init__()
-        self.to_set = SetToSet(1 + config.magnitudes, config.width, config.heads)
+        self.to_set = SetToSet(1, config.width, config.heads)
         self.to_vector = SetToVector(config.width, config.heads)
 
     def forward(
@@ -171,7 +209,7 @@ class OrderedChunk(nn.Module):
 
     def __init__(self, config: SNEConfig):
         super().__init__()
-        self.body = perceptron(config.chunk * (1 + config.magnitudes), config.width, config.width)
+        self.body = perceptron(config.chunk, config.width, config.width)
 
     def forward(
         self, values: Float[Tensor, "q c f"], kind: Float[Tensor, "q h"], real: Bool[Tensor, "q c"] | None
@@ -266,8 +304,6 @@ class SNE(WeightEncoder):
         chunks = plan.view.chunks(self.scale(networks.rows))
         mask = plan.view.mask.to(chunks.device)
         values = chunks.masked_fill(~mask, 0.0)[..., None]  # padding is zero on the standardised scale
-        if self.config.magnitudes:
-            values = torch.cat([values, values.sign() * torch.log1p(values.abs() / _LEAST)], dim=-1)
         flat, kinds = values.flatten(0, 1), kind[plan.owner].expand(len(chunks), -1, -1).flatten(0, 1)
         real = mask.expand(len(chunks), -1, -1).flatten(0, 1) if self.config.mask_padding else None
         again = len(flat) > self.config.slice and torch.is_grad_enabled()
