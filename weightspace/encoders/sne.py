@@ -304,15 +304,29 @@ class SNE(WeightEncoder):
         chunks = plan.view.chunks(self.scale(networks.rows))
         mask = plan.view.mask.to(chunks.device)
         values = chunks.masked_fill(~mask, 0.0)[..., None]  # padding is zero on the standardised scale
-        flat, kinds = values.flatten(0, 1), kind[plan.owner].expand(len(chunks), -1, -1).flatten(0, 1)
-        real = mask.expand(len(chunks), -1, -1).flatten(0, 1) if self.config.mask_padding else None
+        whole = mask.all(1) if self.config.mask_padding else torch.ones(len(mask), dtype=torch.bool)
+        parts = []
+        for [some] in (torch.where(whole), torch.where(~whole)):  # attention without a mask is quicker
+            if len(some):
+                real = None if bool(whole[some[0]]) else mask[some]
+                parts.append(self._sliced(values[:, some], kind[plan.owner[some]], real))
+        order = torch.cat([*torch.where(whole), *torch.where(~whole)]).argsort()
+        return torch.cat(parts, dim=1)[:, order] + level[plan.owner]
+
+    def _sliced(
+        self, values: Float[Tensor, "m q c 1"], kind: Float[Tensor, "q h"], real: Bool[Tensor, "q c"] | None
+    ) -> Float[Tensor, "m q h"]:
+        """Vectors of chunks, few enough at once; where there are more, the backward pass computes them again."""
+        count = len(values)
+        flat, kinds = values.flatten(0, 1), kind.expand(count, -1, -1).flatten(0, 1)
+        reals = None if real is None else real.expand(count, -1, -1).flatten(0, 1)
         again = len(flat) > self.config.slice and torch.is_grad_enabled()
         parts = []
         for start in range(0, len(flat), self.config.slice):
             part = slice(start, start + self.config.slice)
-            inputs = flat[part], kinds[part], None if real is None else real[part]
+            inputs = flat[part], kinds[part], None if reals is None else reals[part]
             parts.append(checkpoint(self.chunk, *inputs, use_reentrant=False) if again else self.chunk(*inputs))
-        return torch.cat(parts).unflatten(0, chunks.shape[:2]) + level[plan.owner]
+        return torch.cat(parts).unflatten(0, (count, -1))
 
     def layer_codes(self, networks: Networks) -> Float[Tensor, "m t h"]:
         """One vector a tensor (step e)."""
