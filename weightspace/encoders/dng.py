@@ -6,6 +6,8 @@ of network weights", section 11. With φ Fourier features, h the states of nodes
     message   m_i = sum_j (E φ(w_ij)) * (N h_j)
     state     h_i = LayerNorm(GRU(input F φ(b_i), state m_i))
 
+E, N and F are shared by all layers, which have codes and gains of their own, so that networks of any depth can be read.
+
 Axes: m network, p parameter, t target node, s source node, n node, k value of a vector, d model width, e value of an
 embedding.
 """
@@ -18,18 +20,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.graph_parts import (
-    ROLES,
     FourierFeatures,
     GraphSizes,
     NodeCodes,
     OutputReadout,
     ParameterVectors,
-    node_activations,
+    ValueEmbedding,
     output_nodes,
 )
 from weightspace.encoders.weight_encoder import ScalarScale, WeightEncoder
 from weightspace.errors import ConfigError
-from weightspace.views.architecture import UNKNOWN_ACTIVATION, Architecture, Networks
+from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import EdgeSet, NodeValues, ParameterGraph
 
 Step = tuple[int, int, list[EdgeSet], list[NodeValues]]
@@ -78,13 +79,10 @@ class DNG(WeightEncoder):
         self.scale = ScalarScale()
         self.vectors = ParameterVectors(self.sizes)
         self.edge_waves = FourierFeatures(self.sizes.edge_values, config.frequencies, config.spread)
-        self.node_waves = FourierFeatures(self.sizes.node_values, config.frequencies, config.spread)
         self.edge = nn.Linear(self.edge_waves.size, width)
         self.source = nn.Linear(width, width)
-        self.value = nn.Linear(self.node_waves.size, width)
-        self.role = nn.Parameter(torch.randn(len(ROLES), width))
+        self.value = ValueEmbedding(self.sizes, self.vectors, width, config.frequencies, config.spread)
         self.code = NodeCodes(self.sizes, width)
-        self.activation = nn.Embedding(UNKNOWN_ACTIVATION + 1, width)
         self.gain = nn.Parameter(torch.ones(self.sizes.levels, width))
         self.memory = nn.Linear(width, width, bias=False)
         self.cell = nn.GRUCell(width, width)
@@ -100,11 +98,11 @@ class DNG(WeightEncoder):
         """Embeddings from the states of the outputs after the last sweep."""
         graph = self.sizes.graph(networks.architecture)
         rows = self.scale(networks.rows)
-        codes = self._codes(networks, graph)
+        codes = self.code(networks, graph)
         states = {i: codes[i] for i, nodes in enumerate(graph.nodes) if nodes.kind == "input"}
         steps = in_order(graph)
         messages = [[self.edge(self.edge_waves(self.vectors.edges(rows, edges))) for edges in step[2]] for step in steps]
-        entries = [self._entry(rows, step, codes) for step in steps]
+        entries = [sum((self.value(rows, some) for some in values), codes[target]) for _, target, _, values in steps]
         for _ in range(self.config.sweeps):
             for (level, target, edges, _), weights, entry in zip(steps, messages, entries, strict=True):
                 state = torch.zeros_like(entry)
@@ -119,26 +117,6 @@ class DNG(WeightEncoder):
                 state = self.cell(entry.flatten(0, 1), state.flatten(0, 1)).unflatten(0, entry.shape[:2])
                 states[target] = self.norm(state)
         return self.readout(states[output_nodes(graph)])
-
-    def _codes(self, networks: Networks, graph: ParameterGraph) -> list[Float[Tensor, "m n d"]]:
-        """What the encoder knows of nodes without weights."""
-        codes = []
-        for number, activation in enumerate(node_activations(networks)):
-            nodes = graph.nodes[number]
-            code = self.code(graph, number).expand(len(networks), nodes.size, -1)
-            codes.append(code + self.activation(activation)[:, None] if nodes.kind == "hidden" else code)
-        return codes
-
-    def _entry(
-        self, rows: Float[Tensor, "m p"], step: Step, codes: list[Float[Tensor, "m _ d"]]
-    ) -> Float[Tensor, "m n d"]:
-        """What enters nodes beside messages: their codes, biases and values of norms."""
-        _, target, _, values = step
-        entry = codes[target]
-        for some in values:
-            entry = entry + self.value(self.node_waves(self.vectors.nodes(rows, some)))
-            entry = entry + self.role[ROLES.index(some.role)]
-        return entry
 
 
 def in_order(graph: ParameterGraph) -> list[Step]:

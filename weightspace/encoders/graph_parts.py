@@ -199,7 +199,8 @@ class FourierFeatures(nn.Module):
 
 
 class NodeCodes(nn.Module):
-    """Learned codes of nodes: one for each input and each output, one for all nodes of a hidden layer.
+    """What is known of nodes without weights, as learned codes: one for each input and each output, one for all nodes of
+    a hidden layer, and one for the activation of hidden nodes.
 
     Layers behind the deepest one of the training networks share its code.
     """
@@ -210,43 +211,35 @@ class NodeCodes(nn.Module):
         self.input = nn.Parameter(torch.randn(sizes.inputs, width))
         self.output = nn.Parameter(torch.randn(sizes.outputs, width))
         self.hidden = nn.Parameter(torch.randn(sizes.levels + 1, width))
-
-    def forward(self, graph: ParameterGraph, number: int) -> Float[Tensor, "n d"]:
-        """Codes of a set of nodes; one code that all share if it is hidden."""
-        nodes = graph.nodes[number]
-        if nodes.kind == "hidden":
-            return self.hidden[min(nodes.level, self.levels)][None]
-        return (self.input if nodes.kind == "input" else self.output)[: nodes.size]
-
-
-class NodeEmbedding(nn.Module):
-    """States of nodes before any message: their own values, codes of position, and of the activation if hidden."""
-
-    def __init__(self, sizes: GraphSizes, vectors: ParameterVectors, waves: FourierFeatures, width: int):
-        super().__init__()
-        self.vectors = vectors
-        self.waves = waves
-        self.role = nn.Parameter(torch.randn(len(ROLES), width))
-        self.inner = nn.Linear(waves.size, width)
-        self.outer = nn.Linear(width, width)
-        self.code = NodeCodes(sizes, width)
         self.activation = nn.Embedding(UNKNOWN_ACTIVATION + 1, width)
 
-    def forward(
-        self, rows: Float[Tensor, "m p"], networks: Networks, graph: ParameterGraph
-    ) -> list[Float[Tensor, "m n d"]]:
-        """States of each set of nodes."""
-        activations = node_activations(networks)
-        states = []
-        for number, nodes in enumerate(graph.nodes):
-            state = self.code(graph, number).expand(len(rows), nodes.size, -1)
+    def forward(self, networks: Networks, graph: ParameterGraph) -> list[Float[Tensor, "m _ d"]]:
+        """Codes of each set of nodes."""
+        codes = []
+        for nodes, activation in zip(graph.nodes, node_activations(networks), strict=True):
             if nodes.kind == "hidden":
-                state = state + self.activation(activations[number])[:, None]
-            states.append(state)
-        for values in graph.values:
-            inner = self.inner(self.waves(self.vectors.nodes(rows, values)))
-            states[values.nodes] = states[values.nodes] + self.outer(inner + self.role[ROLES.index(values.role)])
-        return states
+                code = self.hidden[min(nodes.level, self.levels)] + self.activation(activation)[:, None]
+            else:
+                code = (self.input if nodes.kind == "input" else self.output)[None, : nodes.size]
+            codes.append(code.expand(len(networks), nodes.size, -1))
+        return codes
+
+
+class ValueEmbedding(nn.Module):
+    """Embeddings of biases, values of norms and other values that belong to nodes, told apart by their role."""
+
+    def __init__(self, sizes: GraphSizes, vectors: ParameterVectors, width: int, frequencies: int, spread: float):
+        super().__init__()
+        self.vectors = vectors
+        self.waves = FourierFeatures(sizes.node_values, frequencies, spread)
+        self.role = nn.Parameter(torch.randn(len(ROLES), width))
+        self.inner = nn.Linear(self.waves.size, width)
+        self.outer = nn.Linear(width, width)
+
+    def forward(self, rows: Float[Tensor, "m p"], values: NodeValues) -> Float[Tensor, "m n d"]:
+        """Embeddings of one tensor's values."""
+        inner = self.inner(self.waves(self.vectors.nodes(rows, values)))
+        return self.outer(F.silu(inner + self.role[ROLES.index(values.role)]))
 
 
 class OutputReadout(nn.Module):
