@@ -20,11 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.graph_parts import (
+    EdgeVectors,
     FourierFeatures,
     GraphSizes,
     NodeCodes,
     OutputReadout,
-    ParameterVectors,
     ValueEmbedding,
     output_nodes,
 )
@@ -77,11 +77,11 @@ class DNG(WeightEncoder):
         self.sizes = GraphSizes.of(architectures, config.kernel)
         width = config.width
         self.scale = ScalarScale()
-        self.vectors = ParameterVectors(self.sizes)
+        self.vectors = EdgeVectors(self.sizes)
         self.edge_waves = FourierFeatures(self.sizes.edge_values, config.frequencies, config.spread)
         self.edge = nn.Linear(self.edge_waves.size, width)
         self.source = nn.Linear(width, width)
-        self.value = ValueEmbedding(self.sizes, self.vectors, width, config.frequencies, config.spread)
+        self.value = ValueEmbedding(self.sizes, width, config.frequencies, config.spread)
         self.code = NodeCodes(self.sizes, width)
         self.gain = nn.Parameter(torch.ones(self.sizes.levels, width))
         self.memory = nn.Linear(width, width, bias=False)
@@ -101,7 +101,7 @@ class DNG(WeightEncoder):
         codes = self.code(networks, graph)
         states = {i: codes[i] for i, nodes in enumerate(graph.nodes) if nodes.kind == "input"}
         steps = in_order(graph)
-        messages = [[self.edge(self.edge_waves(self.vectors.edges(rows, edges))) for edges in step[2]] for step in steps]
+        messages = [[self.edge(self.edge_waves(self.vectors(rows, edges))) for edges in step[2]] for step in steps]
         entries = [sum((self.value(rows, some) for some in values), codes[target]) for _, target, _, values in steps]
         for _ in range(self.config.sweeps):
             for (level, target, edges, _), weights, entry in zip(steps, messages, entries, strict=True):

@@ -36,6 +36,8 @@ class GraphSizes:
 
     side: int
     """Of the square that kernels are padded to."""
+    places: int
+    """Of a flattened channel, or maps that lie in one tensor; 0 where no network has such."""
     edge_values: int
     """Length of an edge's vector."""
     node_values: int
@@ -60,7 +62,7 @@ class GraphSizes:
 
         >>> from weightspace.networks import CNN
         >>> GraphSizes.of([Architecture.of(CNN())])
-        GraphSizes(side=3, edge_values=9, node_values=1, inputs=1, outputs=10, levels=3)
+        GraphSizes(side=3, places=4, edge_values=9, node_values=1, inputs=1, outputs=10, levels=3)
         """
         graphs = [architecture.graph for architecture in architectures]
         kernels = [edges.kernel for graph in graphs for edges in graph.edges]
@@ -68,24 +70,27 @@ class GraphSizes:
         if kernel is not None and kernel < side:
             raise ConfigError(f"kernel must be at least {side}, the largest of the training networks, got {kernel}")
         side = kernel or side
-        places = max((sides[0] for sides in kernels if len(sides) == 1), default=1)
+        places = max((sides[0] for sides in kernels if len(sides) == 1), default=0)
         of_nodes = max((values.index.shape[1] for graph in graphs for values in graph.values), default=1)
         nodes = [nodes for graph in graphs for nodes in graph.nodes]
         inputs, outputs = (max((n.size for n in nodes if n.kind == kind), default=0) for kind in ("input", "output"))
         for graph in graphs:
             output_nodes(graph)
         return cls(
-            side, max(side**2, min(places, MOST_PLACE_VALUES)), min(of_nodes, MOST_PLACE_VALUES), inputs, outputs,
-            max(graph.levels for graph in graphs),
+            side, places, max(side**2, min(places, MOST_PLACE_VALUES)), min(of_nodes, MOST_PLACE_VALUES), inputs,
+            outputs, max(graph.levels for graph in graphs),
         )  # fmt: skip
 
     def graph(self, architecture: Architecture) -> ParameterGraph:
         """The graph of networks, if there is room for it.
 
         Raises:
-            LayoutError: It has more inputs, more outputs or larger kernels than the training networks.
+            LayoutError: It has more inputs or outputs, larger kernels, or values at nodes or edges of a kind that the
+                training networks have not.
         """
         graph = architecture.graph
+        if self.node_values == 1 and any(values.index.shape[1] > 1 for values in graph.values):
+            raise LayoutError("the network has several values of one kind at a node, which no training network has")
         for nodes in graph.nodes:
             room = {"input": self.inputs, "output": self.outputs}.get(nodes.kind, nodes.size)
             if nodes.size > room:
@@ -97,6 +102,11 @@ class GraphSizes:
             if len(edges.kernel) > 2:
                 raise LayoutError(
                     f"{edges.tensor!r} has kernels of shape {edges.kernel}; encoders of graphs read kernels of two axes"
+                )
+            if len(edges.kernel) == 1 and not self.places:
+                raise LayoutError(
+                    f"{edges.tensor!r} reads {edges.kernel[0]} places of each channel, which no training network has; "
+                    "train the encoder on some that do"
                 )
             if len(edges.kernel) == 2 and max(edges.kernel) > self.side:
                 raise LayoutError(
@@ -137,32 +147,44 @@ def node_activations(networks: Networks) -> list[Int64[Tensor, " m"]]:
     return [torch.full_like(networks.activations, layers[min(max(some.level, 1), len(layers)) - 1]) for some in nodes]
 
 
-class ParameterVectors(nn.Module):
-    """Weights of edges and values of nodes as vectors of one length, linear in the weights."""
+class EdgeVectors(nn.Module):
+    """Weights of edges as vectors of one length, linear in the weights."""
+
+    places: nn.Parameter | None
 
     def __init__(self, sizes: GraphSizes):
         super().__init__()
-        self.sizes = sizes
-        self.edge_places = nn.Parameter(torch.randn(PLACES, sizes.edge_values))
-        self.node_places = nn.Parameter(torch.randn(PLACES, sizes.node_values))
+        self.side, self.length = sizes.side, sizes.edge_values
+        self.places = nn.Parameter(torch.randn(PLACES, sizes.edge_values)) if sizes.places else None
 
-    def edges(self, rows: Float[Tensor, "m p"], edges: EdgeSet) -> Float[Tensor, "m t s k"]:
-        """Vectors of edges."""
+    def forward(self, rows: Float[Tensor, "m p"], edges: EdgeSet) -> Float[Tensor, "m t s k"]:
+        """Vectors of the edges of one set."""
         values = rows[:, edges.index]
-        if len(edges.kernel) == 1:
-            return values @ _projection(self.edge_places, edges.kernel[0])
-        side, length = self.sizes.side, self.sizes.edge_values
-        if length == 1:
+        if len(edges.kernel) == 1 and self.places is not None:
+            return values @ _projection(self.places, edges.kernel[0])
+        if self.length == 1:
             return values
-        places = _centred(edges.kernel or (1, 1), side).to(values.device)
-        return values.new_zeros(*values.shape[:-1], length).index_copy(-1, places, values)
+        kernel = edges.kernel if len(edges.kernel) == 2 else (1, 1)
+        centred = _centred(kernel, self.side).to(values.device)
+        return values.new_zeros(*values.shape[:-1], self.length).index_copy(-1, centred, values)
 
-    def nodes(self, rows: Float[Tensor, "m p"], values: NodeValues) -> Float[Tensor, "m n k"]:
-        """Vectors of biases and other values of nodes."""
+
+class NodeVectors(nn.Module):
+    """Biases and other values of nodes as vectors of one length, linear in the values."""
+
+    places: nn.Parameter | None
+
+    def __init__(self, sizes: GraphSizes):
+        super().__init__()
+        self.length = sizes.node_values
+        self.places = nn.Parameter(torch.randn(PLACES, self.length)) if self.length > 1 else None
+
+    def forward(self, rows: Float[Tensor, "m p"], values: NodeValues) -> Float[Tensor, "m n k"]:
+        """Vectors of the nodes of one set."""
         found = rows[:, values.index]
-        if found.shape[-1] == 1:
-            return F.pad(found, (0, self.sizes.node_values - 1))
-        return found @ _projection(self.node_places, found.shape[-1])
+        if found.shape[-1] == 1 or self.places is None:
+            return F.pad(found, (0, self.length - 1))
+        return found @ _projection(self.places, found.shape[-1])
 
 
 def _projection(table: Float[Tensor, "places k"], count: int) -> Float[Tensor, "f k"]:
@@ -228,9 +250,9 @@ class NodeCodes(nn.Module):
 class ValueEmbedding(nn.Module):
     """Embeddings of biases, values of norms and other values that belong to nodes, told apart by their role."""
 
-    def __init__(self, sizes: GraphSizes, vectors: ParameterVectors, width: int, frequencies: int, spread: float):
+    def __init__(self, sizes: GraphSizes, width: int, frequencies: int, spread: float):
         super().__init__()
-        self.vectors = vectors
+        self.vectors = NodeVectors(sizes)
         self.waves = FourierFeatures(sizes.node_values, frequencies, spread)
         self.role = nn.Parameter(torch.randn(len(ROLES), width))
         self.inner = nn.Linear(self.waves.size, width)
@@ -238,7 +260,7 @@ class ValueEmbedding(nn.Module):
 
     def forward(self, rows: Float[Tensor, "m p"], values: NodeValues) -> Float[Tensor, "m n d"]:
         """Embeddings of one tensor's values."""
-        inner = self.inner(self.waves(self.vectors.nodes(rows, values)))
+        inner = self.inner(self.waves(self.vectors(rows, values)))
         return self.outer(F.silu(inner + self.role[ROLES.index(values.role)]))
 
 

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.graph_parts import (
+    EdgeVectors,
     FourierFeatures,
     GraphSizes,
     NodeCodes,
     OutputReadout,
-    ParameterVectors,
     ValueEmbedding,
     output_nodes,
 )
@@ -98,10 +98,10 @@ class _NeuralGraph(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.scale = ScalarScale()
-        self.vectors = ParameterVectors(sizes)
+        self.vectors = EdgeVectors(sizes)
         self.waves = FourierFeatures(sizes.edge_values, frequencies, spread)
         self.edge = nn.Linear(self.waves.size, edge_width)
-        self.value = ValueEmbedding(sizes, self.vectors, width, frequencies, spread)
+        self.value = ValueEmbedding(sizes, width, frequencies, spread)
         self.code = NodeCodes(sizes, width)
 
     def forward(
@@ -111,7 +111,7 @@ class _NeuralGraph(nn.Module):
         nodes = self.code(networks, graph)
         for values in graph.values:
             nodes[values.nodes] = nodes[values.nodes] + self.value(rows, values)
-        return nodes, [self.edge(self.waves(self.vectors.edges(rows, edges))) for edges in graph.edges]
+        return nodes, [self.edge(self.waves(self.vectors(rows, edges))) for edges in graph.edges]
 
 
 # --- the graph neural network ------------------------------------------------------------------------------------
