@@ -3,23 +3,40 @@
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
+from weightspace.encoders.dws import DWS, DWSConfig
 from weightspace.encoders.flat import Flat, FlatConfig
+from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
+from weightspace.encoders.statnn import StatNN, StatNNConfig
+from weightspace.encoders.unf import UNF, UNFConfig
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 
 __all__ = [
+    "DWS",
+    "NFNHNP",
+    "NFNNP",
     "SANE",
+    "UNF",
+    "DWSConfig",
+    "DeepSets",
+    "DeepSetsAny",
+    "DeepSetsConfig",
     "Flat",
     "FlatConfig",
+    "NFNConfig",
     "Predictor",
     "PredictorTraining",
     "SANEConfig",
+    "StatNN",
+    "StatNNConfig",
     "TrainingConfig",
+    "UNFConfig",
     "WeightEncoder",
     "autoencoders",
     "by_name",
@@ -33,6 +50,13 @@ __all__ = [
 _AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     Flat,
+    StatNN,
+    DeepSets,
+    DeepSetsAny,
+    NFNNP,
+    NFNHNP,
+    UNF,
+    DWS,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 
