@@ -56,7 +56,8 @@ ARCHITECTURES = {name: Architecture.of(network) for name, network in NETWORKS.it
 
 def drawn(architecture, count=12, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    rows = 0.5 * torch.randn(count, architecture.layout.parameters, generator=g, dtype=torch.float64)
+    rows = torch.randn(count, architecture.layout.parameters, generator=g, dtype=torch.float64)
+    rows *= torch.rand(count, 1, generator=g, dtype=torch.float64)
     return Networks.of(rows.to(dtype), architecture)
 
 
@@ -211,12 +212,11 @@ def test_a_network_without_hidden_units_has_nothing_to_renumber():
     "make",
     [
         lambda: StatNNConfig(width=0),
-        lambda: StatNNConfig(spread="range"),
         lambda: DeepSetsConfig(width=0),
         lambda: NFNConfig(channels=()),
         lambda: NFNConfig(dropout=1.0),
         lambda: UNFConfig(layers=0),
-        lambda: DWSConfig(reduce="median"),
+        lambda: DWSConfig(channels=0),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(make):
@@ -225,50 +225,31 @@ def test_sizes_that_cannot_be_are_refused(make):
 
 
 def population(count, seed, prefix):
-    """Networks of which layers are how large, and whether large units are read by large weights."""
+    """Networks of which the second layer is smaller or larger."""
     network = MLP(image_shape=(1, 2, 2), hidden=(8,), classes=3)
     layout = Layout.of(network.build())
     g = torch.Generator().manual_seed(seed)
     rows = torch.randn(count, layout.parameters, generator=g)
+    balance = 2 * torch.rand(count, generator=g) - 1
     weights = layout.unflatten(rows)
-    balance, coupling = 2 * torch.rand(2, count, generator=g) - 1
-    size = 2 * torch.randn(count, 8, generator=g)
-    outgoing = coupling[:, None] * size + (1 - coupling[:, None].square()).sqrt() * 2 * torch.randn(
-        count, 8, generator=g
-    )
-    weights["fc1.weight"].mul_((size / 2).exp()[:, :, None])
-    weights["fc2.weight"].mul_((outgoing / 2).exp()[:, None, :])
-    weights["fc2.bias"].mul_((2 * balance).exp()[:, None])
+    weights["fc2.weight"].mul_((2 * balance).exp()[:, None, None])
     table = pl.DataFrame({
         "model": [f"{prefix}{i}" for i in range(count)],
         "step": [0] * count,
-        "metric.balance": balance.tolist(),
-        "metric.coupling": coupling.tolist(),
+        "metric.test_accuracy": torch.sigmoid(3 * balance).tolist(),
     })  # fmt: skip
     return Zoo.in_memory(rows, layout, table, {"network": to_json(network)})
 
 
 @pytest.fixture(scope="module")
 def zoos():
-    return population(640, 0, "a"), population(100, 1, "b"), population(200, 2, "c")
+    return population(160, 0, "a"), population(40, 1, "b"), population(100, 2, "c")
 
 
 @pytest.mark.parametrize("encoder", CONFIGS)
 def test_what_is_learned_beats_a_constant(encoder, zoos):
     train, validation, test = zoos
-    optimisation = PredictorTraining(epochs=25, learning_rate=5e-3, batch_size=64, accelerator="cpu")
-    fitted = Predictor.fit(
-        encoder, train, validation=validation, targets=["metric.balance", "metric.coupling"],
-        config=CONFIGS[encoder], optimisation=optimisation,
-    )  # fmt: skip
-    predicted = fitted.predict(test)
-    r2 = {
-        name: 1 - (predicted[name] - test.table[name]).pow(2).mean() / test.table[name].var(ddof=0)
-        for name in predicted.columns
-    }
-    print(encoder.name, r2)
-    assert r2["metric.balance"] > 0.5
-    if encoder in SETS:
-        assert r2["metric.coupling"] < 0.1  # which units belong together is not in a set
-    else:
-        assert r2["metric.coupling"] > 0.3
+    optimisation = PredictorTraining(epochs=15, learning_rate=5e-3, accelerator="cpu")
+    fitted = Predictor.fit(encoder, train, validation=validation, config=CONFIGS[encoder], optimisation=optimisation)
+    true, predicted = test.table["metric.test_accuracy"], fitted.predict(test)["metric.test_accuracy"]
+    assert (predicted - true).pow(2).mean() < 0.5 * true.var(ddof=0)

@@ -120,7 +120,8 @@ class OrbitScale(nn.Module):
         for number in range(len(self.shapes)):
             values = [_orbits(some.rows.double(), tensors[number]) for some, tensors in training]
             every = torch.cat(values)  # [members, prod(shape)]
-            std, mean = torch.std_mean(every, dim=0, correction=0)
+            mean = every.mean(0)
+            std = (every - mean).square().mean(0).sqrt()
             means.append(mean)
             deviations.append(torch.where(std > 1e-8, std, 1.0))
         self.mean.copy_(torch.cat(means))
@@ -145,4 +146,4 @@ def _orbits(rows: Float[Tensor, "m p"], tensor: UnitTensor) -> Float[Tensor, "n 
     values = rows[:, tensor.index]
     hidden = [1 + axis for axis, fixed in enumerate(tensor.fixed) if not fixed]
     moved = values.movedim(hidden, list(range(1, 1 + len(hidden))))
-    return moved.reshape(-1, prod(tensor.orbits)) if values.numel() else values.new_zeros(1, 0)
+    return moved.reshape(-1, prod(tensor.orbits)) if values.numel() else values.new_zeros(len(rows), 0)
