@@ -3,27 +3,44 @@
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
+from weightspace.encoders.dws import DWS, DWSConfig
 from weightspace.encoders.flat import Flat, FlatConfig
+from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
 from weightspace.encoders.sne import SNE, ChunkSet, SNEConfig
+from weightspace.encoders.statnn import StatNN, StatNNConfig
+from weightspace.encoders.unf import UNF, UNFConfig
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 
 __all__ = [
+    "DWS",
+    "NFNHNP",
+    "NFNNP",
     "SANE",
     "SNE",
+    "UNF",
     "ChunkSet",
+    "DWSConfig",
+    "DeepSets",
+    "DeepSetsAny",
+    "DeepSetsConfig",
     "Flat",
     "FlatConfig",
+    "NFNConfig",
     "Predictor",
     "PredictorTraining",
     "SANEConfig",
     "SNEConfig",
+    "StatNN",
+    "StatNNConfig",
     "TrainingConfig",
+    "UNFConfig",
     "WeightEncoder",
     "autoencoders",
     "by_name",
@@ -39,6 +56,13 @@ _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     Flat,
     SNE,
     ChunkSet,
+    StatNN,
+    DeepSets,
+    DeepSetsAny,
+    NFNNP,
+    NFNHNP,
+    UNF,
+    DWS,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 
