@@ -9,6 +9,7 @@ from weightspace.encoders.flat import Flat, FlatConfig
 from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
+from weightspace.encoders.probe_moments import ProbeMoments, ProbeMomentsConfig
 from weightspace.encoders.sane import SANE, SANEConfig
 from weightspace.encoders.sne import SNE, ChunkSet, SNEConfig
 from weightspace.encoders.statnn import StatNN, StatNNConfig
@@ -35,6 +36,8 @@ __all__ = [
     "NFNConfig",
     "Predictor",
     "PredictorTraining",
+    "ProbeMoments",
+    "ProbeMomentsConfig",
     "SANEConfig",
     "SNEConfig",
     "StatNN",
@@ -63,6 +66,7 @@ _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     NFNHNP,
     UNF,
     DWS,
+    ProbeMoments,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 

@@ -354,6 +354,9 @@ def _loss(
 ) -> dict[str, Tensor]:
     """Loss of a batch; in training with the regulariser each bundle is followed by its permuted copy."""
     outputs = [module(some) for some, _ in batch]
+    if outputs[0].ndim == 3:  # an ensemble: each member has a loss of its own
+        batch = [(some, values.repeat(len(outputs[0]), 1)) for some, values in batch]
+        outputs = [part.flatten(0, 1) for part in outputs]
     paired = bool(optimisation.invariance) and module.training
     first = range(0, len(batch), 2 if paired else 1)
     together = torch.cat([outputs[i] for i in first])

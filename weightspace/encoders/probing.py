@@ -99,7 +99,7 @@ class ProbeGen(WeightEncoder):
 
     def __init__(self, config: ProbeGenConfig, architectures: Sequence[Architecture], outputs: int):
         super().__init__(config, architectures, outputs)
-        known = [_known(architecture) for architecture in architectures]
+        known = [known_network(architecture) for architecture in architectures]
         self.probes = nn.ModuleDict()
         for network in known:
             if isinstance(network, SIREN):
@@ -113,7 +113,7 @@ class ProbeGen(WeightEncoder):
 
     def encode(self, networks: Networks) -> Float[Tensor, "m e"]:
         """Values of the last hidden layer; networks with fewer outputs than usual answer zero there."""
-        network = _known(networks.architecture)
+        network = known_network(networks.architecture)
         if _inputs(network) not in self.probes:
             raise LayoutError(
                 f"the networks read {_inputs(network)}, and there are probes for {sorted(self.probes)} only; train on "
@@ -122,15 +122,36 @@ class ProbeGen(WeightEncoder):
         if _answers(network) > self.answers:
             raise LayoutError(f"the networks have {_answers(network)} outputs, the encoder was made for {self.answers}")
         probes = self.probes[_inputs(network)]().to(networks.rows.dtype)
-        answers = networks.rows.new_zeros(len(networks), len(probes), self.answers)
-        for number in networks.activations.unique().tolist():
-            mine = (networks.activations == number).nonzero()[:, 0]
-            given = _run(_with(networks.architecture, network, number), networks.rows[mine], probes)
-            answers = answers.index_copy(0, mine, F.pad(given, (0, self.answers - given.shape[2])))
-        return self.body(answers.flatten(1))
+        given = answers(networks, probes)
+        return self.body(F.pad(given, (0, self.answers - given.shape[2])).flatten(1))
 
 
-def _known(architecture: Architecture) -> Network:
+def answers(networks: Networks, probes: Float[Tensor, "n *input"]) -> Float[Tensor, "m n k"]:
+    """Outputs of every network on every probe, with gradients for both.
+
+    Raises:
+        LayoutError: It is not known what the networks compute.
+
+    >>> from weightspace.networks import MLP
+    >>> some = Networks.of(torch.zeros(2, 1210), Architecture.of(MLP(hidden=(16,))))
+    >>> answers(some, torch.zeros(3, 1, 8, 8)).shape
+    torch.Size([2, 3, 10])
+    """
+    network = known_network(networks.architecture)
+    found = networks.rows.new_zeros(len(networks), len(probes), _answers(network))
+    for number in networks.activations.unique().tolist():
+        mine = (networks.activations == number).nonzero()[:, 0]
+        given = _run(_with(networks.architecture, network, number), networks.rows[mine], probes)
+        found = found.index_copy(0, mine, given)
+    return found
+
+
+def known_network(architecture: Architecture) -> Network:
+    """What the weights compute.
+
+    Raises:
+        LayoutError: It is not known.
+    """
     if architecture.network is None:
         raise LayoutError(
             "probing runs the networks, and this zoo does not say what its networks compute beside their weights; take "
@@ -155,13 +176,13 @@ def _with(architecture: Architecture, network: Network, activation: int) -> Netw
     if activation == architecture.activation:
         return network
     if activation == UNKNOWN_ACTIVATION:
-        raise LayoutError("the activation of some networks is not known, so they cannot be run on probes; select others")
+        raise LayoutError(
+            "the activation of some networks is not known, so they cannot be run on probes; select others"
+        )
     return with_activation(network, list(ACTIVATIONS)[activation])
 
 
-def _run(
-    network: Network, rows: Float[Tensor, "m p"], probes: Float[Tensor, "n *input"]
-) -> Float[Tensor, "m n k"]:
+def _run(network: Network, rows: Float[Tensor, "m p"], probes: Float[Tensor, "n *input"]) -> Float[Tensor, "m n k"]:
     """Outputs of every network on every probe, with gradients."""
     module, layout = _built(network)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)), in_dims=(0, None))

@@ -152,7 +152,9 @@ def node_kinds(architecture: Architecture, activation: int) -> tuple[Kind, ...]:
     for edges in graph.edges:
         writers[edges.target].add(layers[edges.level - 1] if edges.level <= len(layers) else "none")
     hidden = [nodes.kind == "hidden" for nodes in graph.nodes]
-    return tuple(kinds.pop() if len(kinds) == 1 and free else "none" for kinds, free in zip(writers, hidden, strict=True))
+    return tuple(
+        kinds.pop() if len(kinds) == 1 and free else "none" for kinds, free in zip(writers, hidden, strict=True)
+    )
 
 
 def _kind(activation: str) -> Kind:

@@ -3,7 +3,7 @@
 One file with a configuration and a subclass of `WeightEncoder` is a new method; `Predictor` trains, saves and applies
 it, and `weightspace benchmark --encoder my_module:MyEncoder` compares it with the others.
 
-Axes: m network, d value of an embedding, o output.
+Axes: m network, d value of an embedding, o output, e member of an ensemble.
 """
 
 from abc import ABC, abstractmethod
@@ -79,8 +79,11 @@ class WeightEncoder(nn.Module, ABC):
             LayoutError: The method, or this instance of it, cannot read networks of this architecture.
         """
 
-    def forward(self, networks: Networks) -> Float[Tensor, "m o"]:
-        """Outputs: logits of shares and classes, standardised values of numbers."""
+    def forward(self, networks: Networks) -> Float[Tensor, "*e m o"]:
+        """Outputs: logits of shares and classes, standardised values of numbers.
+
+        In training the members of an ensemble may answer one by one, `[e, m, o]`; each has then its own loss.
+        """
         return self.head(self.encode(networks))
 
 
