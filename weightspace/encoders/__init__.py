@@ -3,22 +3,45 @@
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.dng import DNG, DNGConfig
 from weightspace.encoders.flat import Flat, FlatConfig
+from weightspace.encoders.graph_metanet import GMN, GMNConfig
+from weightspace.encoders.nar_former import NARFormer, NARFormerConfig, NARFormerDNG, NARFormerDNGConfig
+from weightspace.encoders.neural_graph import NGGNN, NGT, NGGNNConfig, NGTConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
+from weightspace.encoders.probing import ProbeGen, ProbeGenConfig
 from weightspace.encoders.sane import SANE, SANEConfig
+from weightspace.encoders.scale_gmn import BidirectionalScaleGMN, ScaleGMN, ScaleGMNConfig
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 
 __all__ = [
-    "SANE",
+    "BidirectionalScaleGMN",
+    "DNG",
+    "DNGConfig",
     "Flat",
     "FlatConfig",
+    "GMN",
+    "GMNConfig",
+    "NARFormer",
+    "NARFormerConfig",
+    "NARFormerDNG",
+    "NARFormerDNGConfig",
+    "NGGNN",
+    "NGGNNConfig",
+    "NGT",
+    "NGTConfig",
     "Predictor",
     "PredictorTraining",
+    "ProbeGen",
+    "ProbeGenConfig",
+    "SANE",
     "SANEConfig",
+    "ScaleGMN",
+    "ScaleGMNConfig",
     "TrainingConfig",
     "WeightEncoder",
     "autoencoders",
@@ -32,7 +55,16 @@ __all__ = [
 
 _AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
+    BidirectionalScaleGMN,
+    DNG,
     Flat,
+    GMN,
+    NARFormer,
+    NARFormerDNG,
+    NGGNN,
+    NGT,
+    ProbeGen,
+    ScaleGMN,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 

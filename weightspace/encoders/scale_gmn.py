@@ -252,6 +252,7 @@ class _Round(nn.Module):
         self.last = last
         if bidirectional:
             self.backward_message = _Invariant(2 * width, width)
+        if bidirectional and not last:
             self.update_input = _plain(width + back, width)
         if not last:
             self.edge_linear = nn.Linear(width, width, bias=False)
@@ -291,7 +292,9 @@ class _Round(nn.Module):
             return self.update(torch.cat([state, incoming], dim=-1), factors, *back)
         if kind == "output":
             return self.update_output(torch.cat([state, incoming, *back], dim=-1))
-        return self.update_input(torch.cat([state, *back], dim=-1)) if back else torch.zeros_like(state)
+        if back and not self.last:  # nothing reads the inputs after the last round
+            return self.update_input(torch.cat([state, *back], dim=-1))
+        return torch.zeros_like(state)
 
 
 def _plain(inputs: int, width: int) -> nn.Sequential:
