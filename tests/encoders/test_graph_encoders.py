@@ -151,6 +151,16 @@ def test_a_gradient_reaches_every_parameter(encoder):
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("encoder", [e for e in SMALL if e is not ProbeGen], ids=lambda encoder: encoder.name)
+def test_every_tensor_is_read(encoder, name):
+    some = some_networks(name)
+    rows = some.rows.clone().requires_grad_(True)
+    made(encoder, [some])(Networks(rows, some.architecture, some.activations)).sum().backward()
+    unread = [tensor for tensor, place in some.architecture.layout.slices.items() if not rows.grad[:, place].all()]
+    assert unread == []
+
+
 @by_name
 def test_activations_matter(encoder):
     """The same weights with another activation are another network."""

@@ -105,7 +105,7 @@ def tokens(architecture: Architecture, activation: int) -> Float[Tensor, "t f"]:
         sizes = [*kernel, places, *(sum(graph.nodes[i].size for i in some) for some in (read, made))]
         sizes += [activations[hidden[0]] if hidden else _NONE, *counts.values()]
         operation = 1 + _KINDS.index(architecture.layout.by_name[edges[0].tensor].layer)
-        found.append(_token([operation, level], sources, [float(size) for size in sizes]))
+        found.append(_token([float(operation), float(level)], sources, [float(size) for size in sizes]))
         written.append((level, made))
     return torch.stack([*found, sinusoids(torch.full((_NUMBERS,), _END)).flatten()])
 

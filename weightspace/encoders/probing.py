@@ -155,13 +155,13 @@ def _with(architecture: Architecture, network: Network, activation: int) -> Netw
     if activation == architecture.activation:
         return network
     if activation == UNKNOWN_ACTIVATION:
-        raise LayoutError("the activation of some networks is not known, so they cannot be run on probes; select others")
+        raise LayoutError(
+            "the activation of some networks is not known, so they cannot be run on probes; select others"
+        )
     return with_activation(network, list(ACTIVATIONS)[activation])
 
 
-def _run(
-    network: Network, rows: Float[Tensor, "m p"], probes: Float[Tensor, "n *input"]
-) -> Float[Tensor, "m n k"]:
+def _run(network: Network, rows: Float[Tensor, "m p"], probes: Float[Tensor, "n *input"]) -> Float[Tensor, "m n k"]:
     """Outputs of every network on every probe, with gradients."""
     module, layout = _built(network)
     forward = vmap(lambda state, x: functional_call(module, state, (x,)), in_dims=(0, None))

@@ -151,8 +151,10 @@ def node_kinds(architecture: Architecture, activation: int) -> tuple[Kind, ...]:
     writers: list[set[Kind]] = [set() for _ in graph.nodes]
     for edges in graph.edges:
         writers[edges.target].add(layers[edges.level - 1] if edges.level <= len(layers) else "none")
-    hidden = [nodes.kind == "hidden" for nodes in graph.nodes]
-    return tuple(kinds.pop() if len(kinds) == 1 and free else "none" for kinds, free in zip(writers, hidden, strict=True))
+    for kinds, nodes in zip(writers, graph.nodes, strict=True):
+        if len(kinds) != 1 or nodes.kind != "hidden":
+            kinds.clear()
+    return tuple(kinds.pop() if kinds else "none" for kinds in writers)
 
 
 def _kind(activation: str) -> Kind:
