@@ -215,7 +215,8 @@ class _Invariant(nn.Module):
         super().__init__()
         self.inner = nn.Linear(inputs, width, bias=False)
         self.shift = nn.Linear(beside, width) if beside else None
-        self.bias = nn.Parameter(torch.zeros(width))
+        # not zero: the norm behind would make even units without any factor blind to their scale
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / inputs**0.5)
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.SiLU())
         self.outer = nn.Linear(width, width)
 
