@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
+from weightspace.encoders.dng import DNG, DNGConfig
 from weightspace.encoders.dws import DWS, DWSConfig
 from weightspace.encoders.flat import Flat, FlatConfig
+from weightspace.encoders.graph_metanet import GMN, GMNConfig
+from weightspace.encoders.nar_former import NARFormer, NARFormerConfig, NARFormerDNG, NARFormerDNGConfig
+from weightspace.encoders.neural_graph import NGGNN, NGT, NGGNNConfig, NGTConfig
 from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.probe_moments import ProbeMoments, ProbeMomentsConfig
+from weightspace.encoders.probing import ProbeGen, ProbeGenConfig
 from weightspace.encoders.sane import SANE, SANEConfig
+from weightspace.encoders.scale_gmn import BidirectionalScaleGMN, ScaleGMN, ScaleGMNConfig
 from weightspace.encoders.sne import SNE, ChunkSet, SNEConfig
 from weightspace.encoders.statnn import StatNN, StatNNConfig
 from weightspace.encoders.unf import UNF, UNFConfig
@@ -20,26 +26,43 @@ from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 
 __all__ = [
+    "DNG",
     "DWS",
+    "GMN",
     "NFNHNP",
     "NFNNP",
+    "NGGNN",
+    "NGT",
     "SANE",
     "SNE",
     "UNF",
+    "BidirectionalScaleGMN",
     "ChunkSet",
+    "DNGConfig",
     "DWSConfig",
     "DeepSets",
     "DeepSetsAny",
     "DeepSetsConfig",
     "Flat",
     "FlatConfig",
+    "GMNConfig",
+    "NARFormer",
+    "NARFormerConfig",
+    "NARFormerDNG",
+    "NARFormerDNGConfig",
     "NFNConfig",
+    "NGGNNConfig",
+    "NGTConfig",
     "Predictor",
     "PredictorTraining",
+    "ProbeGen",
+    "ProbeGenConfig",
     "ProbeMoments",
     "ProbeMomentsConfig",
     "SANEConfig",
     "SNEConfig",
+    "ScaleGMN",
+    "ScaleGMNConfig",
     "StatNN",
     "StatNNConfig",
     "TrainingConfig",
@@ -56,6 +79,8 @@ __all__ = [
 
 _AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
+    BidirectionalScaleGMN,
+    DNG,
     Flat,
     SNE,
     ChunkSet,
@@ -67,6 +92,13 @@ _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     UNF,
     DWS,
     ProbeMoments,
+    GMN,
+    NARFormer,
+    NARFormerDNG,
+    NGGNN,
+    NGT,
+    ProbeGen,
+    ScaleGMN,
 )  # fmt: skip
 _BY_NAME = {encoder.name: encoder for encoder in _WEIGHT_ENCODERS}
 

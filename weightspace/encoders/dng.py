@@ -29,7 +29,7 @@ from weightspace.encoders.graph_parts import (
     output_nodes,
 )
 from weightspace.encoders.weight_encoder import ScalarScale, WeightEncoder
-from weightspace.errors import ConfigError
+from weightspace.errors import ConfigError, LayoutError
 from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import EdgeSet, NodeValues, ParameterGraph
 
@@ -84,7 +84,8 @@ class DNG(WeightEncoder):
         self.value = ValueEmbedding(self.sizes, width, config.frequencies, config.spread)
         self.code = NodeCodes(self.sizes, width)
         self.gain = nn.Parameter(torch.ones(self.sizes.levels, width))
-        self.memory = nn.Linear(width, width, bias=False)
+        again = config.sweeps > 1 or any(_revisits(architecture.graph) for architecture in architectures)
+        self.memory = nn.Linear(width, width, bias=False) if again else None
         self.cell = nn.GRUCell(width, width)
         self.norm = nn.LayerNorm(width)
         self.readout = OutputReadout(self.sizes, width, config.readout)
@@ -97,6 +98,11 @@ class DNG(WeightEncoder):
     def encode(self, networks: Networks) -> Float[Tensor, "m e"]:
         """Embeddings from the states of the outputs after the last sweep."""
         graph = self.sizes.graph(networks.architecture)
+        if self.memory is None and _revisits(graph):
+            raise LayoutError(
+                "several layers of the network write to the same units, as in residual networks, and those of no "
+                "training network do; train the encoder dng on some that do"
+            )
         rows = self.scale(networks.rows)
         codes = self.code(networks, graph)
         states = {i: codes[i] for i, nodes in enumerate(graph.nodes) if nodes.kind == "input"}
@@ -112,7 +118,7 @@ class DNG(WeightEncoder):
                         # a sum of s independent terms, at the size of one of them
                         state = state + (weight * sources).sum(2) / weight.shape[2] ** 0.5
                 state = state * self.gain[min(level, len(self.gain)) - 1]
-                if target in states:
+                if self.memory is not None and target in states:
                     entry = entry + self.memory(states[target])
                 state = self.cell(entry.flatten(0, 1), state.flatten(0, 1)).unflatten(0, entry.shape[:2])
                 states[target] = self.norm(state)
@@ -132,3 +138,8 @@ def in_order(graph: ParameterGraph) -> list[Step]:
     for values in graph.values:
         steps.setdefault((values.level, values.nodes), ([], []))[1].append(values)
     return [(*key, *steps[key]) for key in sorted(steps, key=lambda key: key[0])]
+
+
+def _revisits(graph: ParameterGraph) -> bool:
+    targets = [target for _, target, _, _ in in_order(graph)]
+    return len(set(targets)) < len(targets)

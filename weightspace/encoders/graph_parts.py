@@ -4,8 +4,8 @@
 networks; a single weight of a linear layer lies at its centre. Places of a flattened channel, and maps that lie in one
 tensor, go through a learned projection, which is interpolated, so that any number of places can be read.
 
-Axes: m network, p parameter, t target node, s source node, n node, f value of an edge or of a node, k value of a vector,
-d model width.
+Axes: m network, p parameter, t target node, s source node, n node, f value of an edge or of a node, k value of a
+vector, d model width.
 """
 
 from collections.abc import Sequence
@@ -221,8 +221,9 @@ class FourierFeatures(nn.Module):
 
 
 class NodeCodes(nn.Module):
-    """What is known of nodes without weights, as learned codes: one for each input and each output, one for all nodes of
-    a hidden layer, and one for the activation of hidden nodes.
+    """What is known of nodes without weights, as learned codes.
+
+    One code for each input and each output, one for all nodes of a hidden layer, and one for the activation of these.
 
     Layers behind the deepest one of the training networks share its code.
     """

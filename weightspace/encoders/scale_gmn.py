@@ -151,10 +151,10 @@ def node_kinds(architecture: Architecture, activation: int) -> tuple[Kind, ...]:
     writers: list[set[Kind]] = [set() for _ in graph.nodes]
     for edges in graph.edges:
         writers[edges.target].add(layers[edges.level - 1] if edges.level <= len(layers) else "none")
-    hidden = [nodes.kind == "hidden" for nodes in graph.nodes]
-    return tuple(
-        kinds.pop() if len(kinds) == 1 and free else "none" for kinds, free in zip(writers, hidden, strict=True)
-    )
+    for kinds, nodes in zip(writers, graph.nodes, strict=True):
+        if len(kinds) != 1 or nodes.kind != "hidden":
+            kinds.clear()
+    return tuple(kinds.pop() if kinds else "none" for kinds in writers)
 
 
 def _kind(activation: str) -> Kind:
@@ -215,7 +215,8 @@ class _Invariant(nn.Module):
         super().__init__()
         self.inner = nn.Linear(inputs, width, bias=False)
         self.shift = nn.Linear(beside, width) if beside else None
-        self.bias = nn.Parameter(torch.zeros(width))
+        # not zero: the norm behind would make even units without any factor blind to their scale
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-1, 1) / inputs**0.5)
         self.hidden = nn.Sequential(nn.LayerNorm(width), nn.SiLU())
         self.outer = nn.Linear(width, width)
 
@@ -254,6 +255,7 @@ class _Round(nn.Module):
         self.last = last
         if bidirectional:
             self.backward_message = _Invariant(2 * width, width)
+        if bidirectional and not last:
             self.update_input = _plain(width + back, width)
         if not last:
             self.edge_linear = nn.Linear(width, width, bias=False)
@@ -293,7 +295,9 @@ class _Round(nn.Module):
             return self.update(torch.cat([state, incoming], dim=-1), factors, *back)
         if kind == "output":
             return self.update_output(torch.cat([state, incoming, *back], dim=-1))
-        return self.update_input(torch.cat([state, *back], dim=-1)) if back else torch.zeros_like(state)
+        if back and not self.last:  # nothing reads the inputs after the last round
+            return self.update_input(torch.cat([state, *back], dim=-1))
+        return torch.zeros_like(state)
 
 
 def _plain(inputs: int, width: int) -> nn.Sequential:
