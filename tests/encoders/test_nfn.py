@@ -110,7 +110,7 @@ def test_first_values_are_drawn_by_all_that_is_added():
     layer = NPLinear(ChainShape((9, 1), inputs=1, outputs=10), 16, 16)
     first = layer.weights[0]
     bound = sum(some.in_features for some in first.maps) ** -0.5
-    weights = torch.cat([some.weight.flatten() for some in first.maps])
+    weights = torch.cat([some.weight.detach().flatten() for some in first.maps])
     assert float(weights.abs().max()) <= bound
     assert float(weights.std()) == pytest.approx(bound / 3**0.5, rel=0.02)
 

@@ -146,8 +146,15 @@ class DeepSetsAny(WeightEncoder):
 def _mean_hidden(
     values: Float[Tensor, "m v"], weight: Float[Tensor, "h 2"], bias: Float[Tensor, " h"]
 ) -> Float[Tensor, "m h"]:
-    """Mean over weights of the first layer of the perceptron that reads a weight and its square."""
-    return F.linear(torch.stack([values, values.square()], dim=-1), weight, bias).relu_().mean(1)
+    """Mean over weights of what the first layer of the perceptron makes of a weight and its square."""
+    known = torch.stack([values, values.square(), torch.ones_like(values)], dim=1)  # [m, 3, v]
+    linear = torch.cat([weight, bias[:, None]], dim=1)
+    # The mean of relu(linear(v)) is linear applied to the sums of those v where it is positive. Which these are has no
+    # gradient, so that nothing of the size [m, v, h] is kept or read again on the way back.
+    with torch.no_grad():
+        positive = F.linear(known.transpose(1, 2), linear).gt_(0)
+    sums = known @ positive  # [m, 3, h]
+    return (sums * linear.T).sum(1) / values.shape[1]
 
 
 def _tensors(networks: Networks) -> list[Float[Tensor, "m v"]]:

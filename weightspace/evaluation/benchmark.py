@@ -123,7 +123,8 @@ def benchmark(
     with progress_bar(f"benchmark of {len(contestants)} encoders", len(units)) as advance:
         advance(len(units) - len(todo))
         for unit, rows in _results(run, todo, workers):
-            content = {"identity": identity, "source": unit.contestant.source, "rows": rows}
+            content = {"identity": identity, "source": unit.contestant.source, "how": unit.contestant.how}
+            content["rows"] = rows
             write_file(cells / f"{unit.name}.json", json.dumps(content, indent=1).encode())
             advance(note=f"{unit.contestant.name} on {unit.zoo}")
     rows = [row for unit in units for row in _stored(cells, unit, identity) or []]
@@ -287,5 +288,6 @@ def _stored(cells: Path, unit: Unit, identity: dict[str, Any]) -> list | None:
         content = json.loads(path.read_text())
     except ValueError:
         return None
-    same = content.get("identity") == identity and content.get("source") == unit.contestant.source
+    known = [content.get(key) for key in ("identity", "source", "how")]
+    same = known == [identity, unit.contestant.source, unit.contestant.how]
     return [tuple(row) for row in content["rows"]] if same else None

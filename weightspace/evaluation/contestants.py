@@ -59,6 +59,8 @@ class Contestant:
     """Of training zoo, validation zoo, columns and seed."""
     source: str = "built in"
     """Module and class of an encoder from elsewhere."""
+    how: str = ""
+    """Configuration and training, in words: with another one its results are others."""
 
 
 # ---- Simple predictors
@@ -248,10 +250,15 @@ def contestant(name: str, **changes: object) -> Contestant:
         return Contestant(name=name, fit=partial(_fit_simple, name))
     if ":" in name:
         encoder = _from_elsewhere(name)
-        return Contestant(name=encoder.name, fit=partial(_fit_encoder, encoder, changes), source=name)
+        return replace(_learned(encoder, changes), source=name)
     if name not in names():
         raise unknown_name("contestant", name, names())
-    return Contestant(name=name, fit=partial(_fit_encoder, encoders.by_name(name), changes))
+    return _learned(encoders.by_name(name), changes)
+
+
+def _learned(encoder: type[WeightEncoder], changes: dict) -> Contestant:
+    how = repr((encoder.Config(), replace(encoder.optimisation, **changes)))
+    return Contestant(name=encoder.name, fit=partial(_fit_encoder, encoder, changes), how=how)
 
 
 def _from_elsewhere(path: str) -> type[WeightEncoder]:
