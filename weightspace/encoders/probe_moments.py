@@ -38,6 +38,7 @@ SCALES = (2, 3, 5, 7, 14)
 _LEAST = 1e-6
 _FARTHEST = 4.0  # deviations from the training mean: beyond, an unknown architecture would lead anywhere
 _AT_ONCE = 64
+_LARGEST = 1e6  # of a logit: networks that have blown up answer infinities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +203,7 @@ def answer_moments(logits: Float[Tensor, "m n k"], scales: int) -> Float[Tensor,
     >>> answer_moments(torch.randn(3, 10, 4), scales=5).shape
     torch.Size([3, 33])
     """
+    logits = logits.nan_to_num(0.0).clamp(-_LARGEST, _LARGEST)
     logits = logits - logits.mean(2, keepdim=True)
     most = math.log(logits.shape[2])
     moments = []
