@@ -38,7 +38,7 @@ SCALES = (2, 3, 5, 7, 14)
 _LEAST = 1e-6
 _FARTHEST = 4.0  # deviations from the training mean: beyond, an unknown architecture would lead anywhere
 _AT_ONCE = 64
-_LARGEST = 1e6  # of a logit: networks that have blown up answer infinities
+_LARGEST = 1e6  # networks that have blown up answer infinities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ class ProbeMoments(WeightEncoder):
             network = _classifier(networks.architecture)
             probes = self.probes(network.image_shape).to(networks.rows.dtype)
             found.append(answer_moments(answers(networks, probes), len(SCALES)))
-        return torch.cat(found, dim=1)
+        return torch.cat(found, dim=1).nan_to_num(0.0, _LARGEST, -_LARGEST)
 
     def encode(self, networks: Networks) -> Float[Tensor, "m d"]:
         """Standardised moments; none is further from the training mean than four deviations."""
