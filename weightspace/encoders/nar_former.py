@@ -102,10 +102,11 @@ def tokens(architecture: Architecture, activation: int) -> Float[Tensor, "t f"]:
         for values in graph.values:
             if values.level == level and values.role != "other":
                 counts["bias" if values.role == "bias" else "norm"] += values.index.numel()
-        sizes = [*kernel, places, *(sum(graph.nodes[i].size for i in some) for some in (read, made))]
-        sizes += [activations[hidden[0]] if hidden else _NONE, *counts.values()]
+        units = [sum(graph.nodes[i].size for i in some) for some in (read, made)]
+        acting = float(activations[hidden[0]]) if hidden else _NONE
+        sizes = [*map(float, (*kernel, places, *units)), acting, *counts.values()]
         operation = 1 + _KINDS.index(architecture.layout.by_name[edges[0].tensor].layer)
-        found.append(_token([float(operation), float(level)], sources, [float(size) for size in sizes]))
+        found.append(_token([float(operation), float(level)], sources, sizes))
         written.append((level, made))
     return torch.stack([*found, sinusoids(torch.full((_NUMBERS,), _END)).flatten()])
 

@@ -26,7 +26,7 @@ from weightspace.encoders.graph_parts import (
     ValueEmbedding,
     output_nodes,
 )
-from weightspace.encoders.weight_encoder import ScalarScale, WeightEncoder, perceptron
+from weightspace.encoders.weight_encoder import PredictorTraining, ScalarScale, WeightEncoder, perceptron
 from weightspace.errors import ConfigError
 from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import ParameterGraph
@@ -275,6 +275,7 @@ class NGT(WeightEncoder):
 
     name = "ng-t"
     Config = NGTConfig
+    optimisation = PredictorTraining(learning_rate=1e-3)
 
     def __init__(self, config: NGTConfig, architectures: Sequence[Architecture], outputs: int):
         super().__init__(config, architectures, outputs)

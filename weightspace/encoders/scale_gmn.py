@@ -171,13 +171,12 @@ def _is_chain(graph: ParameterGraph) -> bool:
 def _traced(architecture: Architecture, activation: str) -> tuple[Kind, ...]:
     """Kinds of nodes whose factor is one of the scale groups that a trace finds."""
     network, graph = architecture.network, architecture.graph
-    none: tuple[Kind, ...] = ("none",) * len(graph.nodes)
+    kinds: list[Kind] = ["none" for _ in graph.nodes]
     if network is None or not activation:
-        return none
+        return tuple(kinds)
     with torch.random.fork_rng(devices=[]):
         module = with_activation(network, activation).build()
     groups = symmetry_of(module, torch.zeros(2, *network.image_shape)).scales  # type: ignore[union-attr]
-    kinds = list(none)
     for number, nodes in enumerate(graph.nodes):
         if nodes.kind != "hidden":
             continue
