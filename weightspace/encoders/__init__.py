@@ -7,6 +7,7 @@ from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
 from weightspace.encoders.dws import DWS, DWSConfig
 from weightspace.encoders.flat import Flat, FlatConfig
 from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
+from weightspace.encoders.nft import NFT, NFTConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.sane import SANE, SANEConfig
@@ -21,6 +22,7 @@ __all__ = [
     "DWS",
     "NFNHNP",
     "NFNNP",
+    "NFT",
     "SANE",
     "UNF",
     "DWSConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "Flat",
     "FlatConfig",
     "NFNConfig",
+    "NFTConfig",
     "Predictor",
     "PredictorTraining",
     "SANEConfig",
@@ -55,6 +58,7 @@ _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     DeepSetsAny,
     NFNNP,
     NFNHNP,
+    NFT,
     UNF,
     DWS,
 )  # fmt: skip
