@@ -133,7 +133,8 @@ class DWS(WeightEncoder):
         if structure(tensors) != self.structure:
             raise LayoutError(
                 f"the encoder dws was made for perceptrons of {len(self.structure) // 2} layers and the same inputs "
-                f"and outputs, which layout {architecture.layout.digest} does not have; take an encoder of sets or graphs"
+                f"and outputs, which layout {architecture.layout.digest} does not have; take an encoder of sets or "
+                "graphs"
             )
         return tensors
 

@@ -147,7 +147,7 @@ class NFT(WeightEncoder):
         if structure(tensors) != self.structure:
             raise LayoutError(
                 f"the encoder nft was made for networks of {len(self.structure)} tensors connected in one way, and "
-                f"layout {architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs or "
-                "outputs; take an encoder of sets or graphs"
+                f"layout {architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs "
+                "or outputs; take an encoder of sets or graphs"
             )
         return tensors
