@@ -17,9 +17,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from weightspace.encoders.unit_tensors import Codes, OrbitScale, OutputPool, UnitTensor, graph_tensors, structure
+from weightspace.encoders.unit_tensors import (
+    Codes,
+    OrbitScale,
+    OutputPool,
+    UnitTensor,
+    graph_tensors,
+    structure,
+    tensors_like,
+)
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder, perceptron
-from weightspace.errors import ConfigError, LayoutError
+from weightspace.errors import ConfigError
 from weightspace.views.architecture import Architecture, Networks
 
 
@@ -87,9 +95,8 @@ class _Block(nn.Module):
 
     def _attention(self, qkv: Float[Tensor, "m a n c3"]) -> Float[Tensor, "m a n c"]:
         units = qkv.shape[2]
-        q, k, v = (
-            qkv.unflatten(3, (3, self.heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(4)
-        )  # [m, head, a, n c / heads]
+        # each [m, head, a, n c / heads]
+        q, k, v = qkv.unflatten(3, (3, self.heads, -1)).permute(3, 0, 4, 1, 2, 5).flatten(4)
         return F.scaled_dot_product_attention(q, k, v).unflatten(3, (units, -1)).permute(0, 2, 3, 1, 4).flatten(3)
 
 
@@ -113,7 +120,7 @@ class NFT(WeightEncoder):
         tensors = graph_tensors(architectures[0].graph)
         self.structure = structure(tensors)
         for architecture in architectures[1:]:
-            self._tensors(architecture)
+            tensors_like(self.structure, architecture, self.name)
         self.scale = OrbitScale(tensors)
         # an own map for each tensor; its bias is the tensor's code
         self.lift = nn.ModuleList([nn.Linear(tensor.index.shape[-1], config.channels) for tensor in tensors])
@@ -126,11 +133,11 @@ class NFT(WeightEncoder):
 
     def prepare(self, training: Sequence[Networks]) -> None:
         """Keep statistics of the weights."""
-        self.scale.prepare([(some, self._tensors(some.architecture)) for some in training])
+        self.scale.prepare([(some, self._tensors(some)) for some in training])
 
     def encode(self, networks: Networks) -> Float[Tensor, "m d"]:
         """Values of the last hidden layer."""
-        tensors = self._tensors(networks.architecture)
+        tensors = self._tensors(networks)
         lifted = [lift(values) for lift, values in zip(self.lift, self.scale(networks, tensors), strict=True)]
         coded = self.codes(lifted)
         shapes = [values.shape[1:-1] for values in coded]
@@ -142,12 +149,5 @@ class NFT(WeightEncoder):
         parts = zip(self.norm(x).split(sizes, dim=1), shapes, strict=True)
         return self.body(self.pool([part.unflatten(1, shape) for part, shape in parts]))
 
-    def _tensors(self, architecture: Architecture) -> list[UnitTensor]:
-        tensors = graph_tensors(architecture.graph)
-        if structure(tensors) != self.structure:
-            raise LayoutError(
-                f"the encoder nft was made for networks of {len(self.structure)} tensors connected in one way, and "
-                f"layout {architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs "
-                "or outputs; take an encoder of sets or graphs"
-            )
-        return tensors
+    def _tensors(self, networks: Networks) -> list[UnitTensor]:
+        return tensors_like(self.structure, networks.architecture, self.name)

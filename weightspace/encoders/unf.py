@@ -16,9 +16,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.basis import EquivariantLinear
-from weightspace.encoders.unit_tensors import Codes, OrbitScale, OutputPool, UnitTensor, graph_tensors, structure
+from weightspace.encoders.unit_tensors import (
+    Codes,
+    OrbitScale,
+    OutputPool,
+    UnitTensor,
+    graph_tensors,
+    structure,
+    tensors_like,
+)
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder, perceptron
-from weightspace.errors import ConfigError, LayoutError
+from weightspace.errors import ConfigError
 from weightspace.views.architecture import Architecture, Networks
 
 
@@ -59,7 +67,7 @@ class UNF(WeightEncoder):
         tensors = graph_tensors(architectures[0].graph)
         self.structure = structure(tensors)
         for architecture in architectures[1:]:
-            self._tensors(architecture)
+            tensors_like(self.structure, architecture, self.name)
         self.scale = OrbitScale(tensors)
         axes = [tensor.axes for tensor in tensors]
         values = [tensor.index.shape[-1] for tensor in tensors]
@@ -74,21 +82,14 @@ class UNF(WeightEncoder):
 
     def prepare(self, training: Sequence[Networks]) -> None:
         """Keep statistics of the weights."""
-        self.scale.prepare([(some, self._tensors(some.architecture)) for some in training])
+        self.scale.prepare([(some, self._tensors(some)) for some in training])
 
     def encode(self, networks: Networks) -> Float[Tensor, "m d"]:
         """Values of the last hidden layer."""
-        x = self.scale(networks, self._tensors(networks.architecture))
+        x = self.scale(networks, self._tensors(networks))
         for codes, layer in zip(self.codes, self.layers, strict=True):
             x = [torch.relu(values) for values in layer(codes(x))]
         return self.body(self.pool(x))
 
-    def _tensors(self, architecture: Architecture) -> list[UnitTensor]:
-        tensors = graph_tensors(architecture.graph)
-        if structure(tensors) != self.structure:
-            raise LayoutError(
-                f"the encoder unf was made for networks of {len(self.structure)} tensors connected in one way, and "
-                f"layout {architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs "
-                "or outputs; take an encoder of sets or graphs"
-            )
-        return tensors
+    def _tensors(self, networks: Networks) -> list[UnitTensor]:
+        return tensors_like(self.structure, networks.architecture, self.name)

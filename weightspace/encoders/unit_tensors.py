@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.errors import LayoutError
-from weightspace.views.architecture import Networks
+from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import ParameterGraph
 
 
@@ -96,6 +96,26 @@ def structure(tensors: Sequence[UnitTensor]) -> tuple:
     (((1, 0), (1, 3, 9)),)
     """
     return tuple((tensor.axes, tensor.orbits) for tensor in tensors)
+
+
+def tensors_like(wanted: tuple, architecture: Architecture, method: str) -> list[UnitTensor]:
+    """All tensors of a network, as `graph_tensors`, if they have the wanted structure.
+
+    Args:
+        wanted: What `structure` found.
+        method: Who reads them, for the error.
+
+    Raises:
+        LayoutError: They have another structure.
+    """
+    tensors = graph_tensors(architecture.graph)
+    if structure(tensors) != wanted:
+        raise LayoutError(
+            f"the encoder {method} was made for networks of {len(wanted)} tensors connected in one way, and layout "
+            f"{architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs or "
+            "outputs; take an encoder of sets or graphs"
+        )
+    return tensors
 
 
 class OrbitScale(nn.Module):
