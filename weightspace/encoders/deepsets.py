@@ -66,7 +66,9 @@ class DeepSets(WeightEncoder):
         count, width = len(self.kinds), config.width
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("std", torch.ones(count))
-        self.first = nn.ModuleList([nn.Linear(2, width) for _ in range(count)])
+        bound = 2**-0.5  # as of a linear layer with two inputs
+        self.weights = nn.Parameter(torch.empty(count, width, 2).uniform_(-bound, bound))
+        self.biases = nn.Parameter(torch.empty(count, width).uniform_(-bound, bound))
         self.second = nn.ModuleList([nn.Linear(width, width) for _ in range(count)])
         self.after = nn.ModuleList([nn.Sequential(nn.ReLU(), nn.Linear(width, width)) for _ in range(count)])
         self.body = nn.Sequential(nn.ReLU(), perceptron(count * width, config.head_width, config.head_width), nn.ReLU())
@@ -86,7 +88,7 @@ class DeepSets(WeightEncoder):
         means = []
         for number, values in enumerate(_tensors(networks)):
             scaled = (values - self.mean[number]) / self.std[number]
-            mean = _mean_hidden(scaled, self.first[number].weight, self.first[number].bias)
+            mean = _mean_hidden(scaled, self.weights[number], self.biases[number])
             means.append(self.after[number](self.second[number](mean)))
         return self.body(torch.cat(means, dim=1))
 
@@ -168,7 +170,7 @@ def _kinds(layout: Layout) -> list[tuple[str, str]]:
 def _level_codes(architecture: Architecture) -> Tensor:
     """Sines and cosines of each tensor's number of layer, counted from the inputs and from the outputs."""
     graph = architecture.graph
-    levels = {part.tensor: part.level for part in (*graph.edges, *graph.values)}
+    levels = {part.tensor: part.level for part in graph.edges} | {part.tensor: part.level for part in graph.values}
     before = torch.tensor([levels[spec.name] for spec in architecture.layout.tensors], dtype=torch.float64)
     numbers = torch.stack([before, graph.levels - before], dim=1)
     angles = (numbers[:, :, None] * 0.5 ** torch.arange(_FREQUENCIES, dtype=torch.float64)).flatten(1)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.basis import EquivariantLinear, Reduce
-from weightspace.encoders.unit_tensors import OrbitScale, UnitTensor, chain_tensors
+from weightspace.encoders.unit_tensors import OrbitScale, UnitTensor, chain_tensors, structure
 from weightspace.encoders.weight_encoder import PredictorTraining, WeightEncoder
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.views.architecture import Architecture, Networks
@@ -60,7 +60,10 @@ class _Norm(nn.BatchNorm1d):
 
 
 class _Layer(nn.Module):
-    """Maps between all pairs of tensors, divided by the number of tensors; the published initial values."""
+    """Maps between all pairs of tensors, divided by the number of tensors, batch normalisation and ReLU.
+
+    Initial values are the published ones.
+    """
 
     def __init__(self, axes: Sequence[tuple[int, ...]], inputs: Sequence[int], outputs: Sequence[int], reduce: Reduce):
         super().__init__()
@@ -70,9 +73,11 @@ class _Layer(nn.Module):
                 weight.copy_(nn.init.xavier_normal_(torch.empty_like(weight)))
             for bias in self.maps.biases:
                 bias.uniform_(-_BIAS, _BIAS)
+        self.norms = nn.ModuleList([_Norm(width) for width in outputs])
 
     def forward(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        return [x / len(tensors) for x in self.maps(tensors)]
+        sums = zip(self.norms, self.maps(tensors), strict=True)
+        return [torch.relu(norm(x / len(tensors))) for norm, x in sums]
 
 
 class DWS(WeightEncoder):
@@ -94,7 +99,7 @@ class DWS(WeightEncoder):
         super().__init__(config, architectures, outputs)
         self.reduce = config.reduce
         tensors = _folded(architectures[0])
-        self.kind = _kind(tensors)
+        self.structure = structure(tensors)
         for architecture in architectures[1:]:
             self._tensors(architecture)
         self.scale = OrbitScale(tensors)
@@ -103,7 +108,6 @@ class DWS(WeightEncoder):
         wide = [fixed * config.channels for fixed in values]
         widths = [values] + [wide] * config.layers
         self.layers = nn.ModuleList([_Layer(axes, *some, config.reduce) for some in pairwise(widths)])
-        self.norms = nn.ModuleList([nn.ModuleList([_Norm(width) for width in wide]) for _ in range(config.layers)])
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(sum(wide), outputs)
 
@@ -114,8 +118,8 @@ class DWS(WeightEncoder):
     def encode(self, networks: Networks) -> Float[Tensor, "m d"]:
         """Channels pooled over hidden units; those of inputs and outputs of the networks are kept."""
         x = self.scale(networks, self._tensors(networks.architecture))
-        for layer, norms in zip(self.layers, self.norms, strict=True):
-            x = [self.dropout(torch.relu(norm(values))) for norm, values in zip(norms, layer(x), strict=True)]
+        for layer in self.layers:
+            x = [self.dropout(values) for values in layer(x)]
         pooled = []
         for values in x:
             hidden = tuple(range(1, values.ndim - 1))
@@ -126,10 +130,11 @@ class DWS(WeightEncoder):
 
     def _tensors(self, architecture: Architecture) -> list[UnitTensor]:
         tensors = _folded(architecture)
-        if _kind(tensors) != self.kind:
+        if structure(tensors) != self.structure:
             raise LayoutError(
-                f"the encoder dws was made for perceptrons of {len(self.kind) // 2} layers and the same inputs and "
-                f"outputs, which layout {architecture.layout.digest} does not have; take an encoder of sets or graphs"
+                f"the encoder dws was made for perceptrons of {len(self.structure) // 2} layers and the same inputs "
+                f"and outputs, which layout {architecture.layout.digest} does not have; take an encoder of sets or "
+                "graphs"
             )
         return tensors
 
@@ -142,8 +147,3 @@ def _folded(architecture: Architecture) -> list[UnitTensor]:
             "flattened channels; take nfn-hnp, or an encoder of sets or graphs"
         )
     return [tensor.folded for tensor in tensors]
-
-
-def _kind(tensors: Sequence[UnitTensor]) -> tuple:
-    """What one instance depends on: the number of layers, inputs and outputs."""
-    return tuple((tensor.axes, tensor.orbits) for tensor in tensors)

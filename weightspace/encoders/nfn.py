@@ -88,8 +88,9 @@ class _Sum(nn.Module):
         return (some(x) for some, x in zip(self.maps, inputs, strict=True))
 
 
-def _tensor_means(weights: Weights, biases: Biases) -> list[Tensor]:
-    return [*(w.mean((1, 2)) for w in weights), *(b.mean(1) for b in biases)]
+def _mean(x: Tensor, axis: int) -> Tensor:
+    # the gradient of a sum is a view, that of a mean a new tensor of the size of the weights
+    return x.sum(axis) * (1 / x.shape[axis])
 
 
 class NPLinear(nn.Module):
@@ -117,9 +118,9 @@ class NPLinear(nn.Module):
 
     def forward(self, weights: Weights, biases: Biases) -> tuple[Weights, Biases]:
         """Features of the next layer."""
-        every = torch.cat(_tensor_means(weights, biases), dim=1)
-        by_column = [w.mean(1) for w in weights]  # over what is made: [m, s, c]
-        by_row = [w.mean(2) for w in weights]  # over what is read: [m, t, c]
+        by_column = [_mean(w, 1) for w in weights]  # over what is made: [m, s, c]
+        by_row = [_mean(w, 2) for w in weights]  # over what is read: [m, t, c]
+        every = torch.cat([_mean(x, 1) for x in (*by_row, *biases)], dim=1)
         new_weights, new_biases = [], []
         for i, weight in enumerate(weights):
             row = torch.cat([by_column[i], *([by_row[i - 1], biases[i - 1]] if i else [])], dim=-1)
@@ -162,10 +163,10 @@ class HNPLinear(nn.Module):
     def forward(self, weights: Weights, biases: Biases) -> tuple[Weights, Biases]:
         """Features of the next layer."""
         last = len(weights) - 1
-        by_column = [w.mean(1) for w in weights]  # over what is made: [m, s, c]
-        by_row = [w.mean(2) for w in weights]  # over what is read: [m, t, c]
+        by_column = [_mean(w, 1) for w in weights]  # over what is made: [m, s, c]
+        by_row = [_mean(w, 2) for w in weights]  # over what is read: [m, t, c]
         ends = [by_column[0], by_row[-1], biases[-1]]  # inputs and outputs keep their places
-        every = torch.cat(_tensor_means(weights, biases) + [some.flatten(1) for some in ends], dim=1)
+        every = torch.cat([_mean(x, 1) for x in (*by_row, *biases)] + [some.flatten(1) for some in ends], dim=1)
         first = weights[0].flatten(2)  # [m, t, s c]
         final = weights[-1].transpose(1, 2).flatten(2)  # [m, s, t c]
 
@@ -222,8 +223,8 @@ def hnp_pool(weights: Weights, biases: Biases) -> Float[Tensor, "m d"]:
     >>> hnp_pool(weights, biases).shape
     torch.Size([2, 30])
     """
-    means = _tensor_means(weights[1:-1], biases[:-1])
-    ends = [weights[0].mean(1), weights[-1].mean(2), biases[-1]]
+    means = [*(_mean(_mean(w, 2), 1) for w in weights[1:-1]), *(_mean(b, 1) for b in biases[:-1])]
+    ends = [_mean(weights[0], 1), _mean(weights[-1], 2), biases[-1]]
     return torch.cat([*means, *(some.flatten(1) for some in ends)], dim=1)
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.errors import LayoutError
-from weightspace.views.architecture import Networks
+from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import ParameterGraph
 
 
@@ -54,6 +54,7 @@ def graph_tensors(graph: ParameterGraph) -> list[UnitTensor]:
     [((1, 0), (False, True)), ((2, 1), (True, False)), ((1,), (False,)), ((2,), (True,))]
     """
     fixed = [nodes.kind != "hidden" for nodes in graph.nodes]
+    parts: list[tuple[tuple[int, ...], Tensor]]
     parts = [((edges.target, edges.source), edges.index) for edges in graph.edges]
     parts += [((values.nodes,), values.index) for values in graph.values]
     return [UnitTensor(axes, tuple(fixed[axis] for axis in axes), index) for axes, index in parts]
@@ -85,6 +86,35 @@ def chain_tensors(graph: ParameterGraph, method: str) -> list[UnitTensor]:
         missing = torch.zeros(len(layer.weight.index), 0, dtype=torch.int64)
         index = missing if layer.bias is None else layer.bias.index
         tensors.append(UnitTensor((level,), (level == last,), index))
+    return tensors
+
+
+def structure(tensors: Sequence[UnitTensor]) -> tuple:
+    """What networks must have in common to be read alike: which tensors share units, their values, inputs and outputs.
+
+    >>> structure([UnitTensor((1, 0), (False, True), torch.zeros(5, 3, 9))])
+    (((1, 0), (1, 3, 9)),)
+    """
+    return tuple((tensor.axes, tensor.orbits) for tensor in tensors)
+
+
+def tensors_like(wanted: tuple, architecture: Architecture, method: str) -> list[UnitTensor]:
+    """All tensors of a network, as `graph_tensors`, if they have the wanted structure.
+
+    Args:
+        wanted: What `structure` found.
+        method: Who reads them, for the error.
+
+    Raises:
+        LayoutError: They have another structure.
+    """
+    tensors = graph_tensors(architecture.graph)
+    if structure(tensors) != wanted:
+        raise LayoutError(
+            f"the encoder {method} was made for networks of {len(wanted)} tensors connected in one way, and layout "
+            f"{architecture.layout.digest} has {len(tensors)} tensors, or other connections, kernels, inputs or "
+            "outputs; take an encoder of sets or graphs"
+        )
     return tensors
 
 
@@ -139,6 +169,51 @@ class OrbitScale(nn.Module):
             values = networks.rows[:, tensor.index.to(networks.rows.device)]
             found.append((values - mean.view(shape)) / std.view(shape))
         return found
+
+
+class Codes(nn.Module):
+    """Learned codes that tell inputs and outputs of the networks apart, added to the channels of their weights.
+
+    >>> codes = Codes([UnitTensor((1, 0), (False, True), torch.zeros(5, 3, 9))], [8])
+    >>> codes.values[0].shape
+    torch.Size([1, 3, 8])
+    """
+
+    def __init__(self, tensors: Sequence[UnitTensor], channels: Sequence[int]):
+        super().__init__()
+        self.places = [number for number, tensor in enumerate(tensors) if any(tensor.fixed)]
+        self.values = nn.ParameterList([
+            nn.Parameter(torch.randn(*tensors[number].orbits[:-1], channels[number])) for number in self.places
+        ])  # fmt: skip
+
+    def forward(self, tensors: Sequence[Float[Tensor, "m ..."]]) -> list[Float[Tensor, "m ..."]]:
+        """Tensors with their codes."""
+        coded = list(tensors)
+        for number, code in zip(self.places, self.values, strict=True):
+            coded[number] = coded[number] + code
+        return coded
+
+
+class OutputPool(nn.Module):
+    """Means over units; outputs of the networks are kept apart.
+
+    Inputs, which may be thousands, are not: their codes tell them apart before the mean.
+    """
+
+    def __init__(self, tensors: Sequence[UnitTensor], graph: ParameterGraph):
+        super().__init__()
+        outputs = {number for number, nodes in enumerate(graph.nodes) if nodes.kind == "output"}
+        self.lost = [tuple(1 + i for i, axis in enumerate(some.axes) if axis not in outputs) for some in tensors]
+        self.size = sum(
+            prod(size for i, size in enumerate(some.index.shape[:-1], 1) if i not in lost)
+            for some, lost in zip(tensors, self.lost, strict=True)
+        )
+        """Numbers for each channel."""
+
+    def forward(self, tensors: Sequence[Float[Tensor, "m ..."]]) -> Float[Tensor, "m d"]:
+        """All means side by side."""
+        means = [some.mean(lost) if lost else some for some, lost in zip(tensors, self.lost, strict=True)]
+        return torch.cat([mean.flatten(1) for mean in means], dim=1)
 
 
 def _orbits(rows: Float[Tensor, "m p"], tensor: UnitTensor) -> Float[Tensor, "n o"]:
