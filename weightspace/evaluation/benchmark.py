@@ -123,7 +123,7 @@ def benchmark(
     with progress_bar(f"benchmark of {len(contestants)} encoders", len(units)) as advance:
         advance(len(units) - len(todo))
         for unit, rows in _results(run, todo, workers):
-            content = {"identity": identity, "source": unit.contestant.source, "how": unit.contestant.how}
+            content: dict = {"identity": identity, "source": unit.contestant.source, "how": unit.contestant.how}
             content["rows"] = rows
             write_file(cells / f"{unit.name}.json", json.dumps(content, indent=1).encode())
             advance(note=f"{unit.contestant.name} on {unit.zoo}")
