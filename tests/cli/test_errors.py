@@ -1,6 +1,9 @@
 """What the user sees when something is wrong: one sentence, the right exit code, no traceback."""
 
 import errno
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +75,14 @@ def test_wrong_command_lines_are_one_line_too(command, capsys, arguments, says):
     assert cli.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["zoo", "--help"], ["zoo", "recipes", "mnist-*", "--no-measure"]])
+def test_output_that_nobody_reads_ends_the_program_quietly(arguments):
+    """As `weightspace zoo recipes | head` does once it has its lines."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "weightspace", *arguments]
+    ended = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert ended.returncode == 141 and ended.stderr == ""

@@ -11,7 +11,7 @@ import torch
 from weightspace import cli, networks
 from weightspace.datasets import Dataset, Pixels, load_pixels
 from weightspace.errors import ConfigError, DatasetError, UnknownName
-from weightspace.networks import Layout
+from weightspace.networks import Layout, wild_park
 from weightspace.networks.fitting import signal_errors
 from weightspace.networks.siren import pixel_grid
 from weightspace.zoo import open as open_zoo
@@ -225,6 +225,15 @@ def test_the_list_of_recipes(capsys, monkeypatch):
     assert cli.main(["zoo", "recipes", "*siren", "--no-measure"]) == 0
     out = capsys.readouterr().out
     assert "mnist-siren" in out and "70,000" in out and "1,185" in out and "mnist-cnn" not in out
+
+
+def test_every_recipe_has_a_size_without_images():
+    sizes = {cost.name: cost.parameters for cost in costs(recipes.names(), measure=False)}
+    assert sizes["mnist-arch1"] == sizes["fashion-mnist-arch1"] == "5,018"
+    seeds = recipes.by_name("cifar10-wild-park", models=50).plan()["config.architecture_seed"]
+    parks = [wild_park((3, 32, 32), 10, seed=seed).build() for seed in seeds]
+    counts = [sum(p.numel() for p in park.parameters()) for park in parks]
+    assert sizes["cifar10-wild-park"] == f"{min(counts):,} to {max(counts):,}"
 
 
 def test_costs_are_measured_where_there_are_images(monkeypatch, tmp_path):

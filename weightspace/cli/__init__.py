@@ -51,8 +51,8 @@ MANIFOLD_COMMANDS = {
     "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
-USER_ERROR, INTERRUPTED = 2, 130
-"""Exit codes."""
+USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
+"""Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
 
 app = App(
     name="weightspace",
@@ -112,7 +112,7 @@ def _launch(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for the user's error, 130 when interrupted.
+    """Run the command line and return its exit code: 0, 2 for the user's error, 130 when interrupted, 141 when unread.
 
     Args:
         arguments: The words after the program's name; those of the process if left out.
@@ -121,7 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0.1.0
     0
     """
-    return app.meta(list(sys.argv[1:] if arguments is None else arguments), result_action="return_value") or 0
+    try:
+        return app.meta(list(sys.argv[1:] if arguments is None else arguments), result_action="return_value") or 0
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich has silenced the output and wants to end
+            return UNREAD
+        raise
 
 
 def _say(sentence: str) -> None:

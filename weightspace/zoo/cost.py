@@ -98,8 +98,9 @@ def _parameters(recipe: Recipe) -> str:
         data = _dataset(recipe.data, CLASSES.get(recipe.data, 10), images, torch.zeros(1).long())
     found = []
     for unit in units(few):
+        network = unit_network(recipe, data, unit.plan)  # the Wild Park draws it, which needs real tensors
         with torch.device("meta"):
-            module = unit_network(recipe, data, unit.plan).build()
+            module = network.build()
         found.append(sum(p.numel() for p in module.parameters()))  # running statistics are none
     return f"{found[0]:,}" if len(set(found)) == 1 else f"{min(found):,} to {max(found):,}"
 

@@ -176,8 +176,8 @@ def _two_architectures() -> dict[str, Recipe]:
         activation=("relu", "tanh"), optimiser=("adam", "sgd"),
     )  # fmt: skip
     return {
-        f"{name}-{network}": replace(base, data=name, network=network)
-        for name in ("mnist", "cifar10", "svhn")
+        f"{name}-{network}": replace(base, data=name.replace("-", "_"), network=network)
+        for name in ("mnist", "fashion-mnist", "cifar10", "svhn")
         for network in ("arch1", "arch2")
     }
 

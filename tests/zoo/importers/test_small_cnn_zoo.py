@@ -9,7 +9,10 @@ import torch
 from torch.nn import functional as F
 
 import weightspace as ws
+from weightspace import networks
 from weightspace.errors import ZooError
+from weightspace.networks import Layout
+from weightspace.networks.population import population_logits
 from weightspace.zoo import import_zoo
 
 LAYOUT = """varname,start_idx,end_idx,shape
@@ -71,6 +74,37 @@ def test_the_converted_network_computes_the_same(folder, tmp_path):
         found = F.linear(x.mean((2, 3)), state["fc1.weight"], state["fc1.bias"])
         row = np.load(folder / "weights.npy")[place].astype(np.float64)
         torch.testing.assert_close(found, torch.from_numpy(channels_last_network(row, images)), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "side"), [("mnist", 28), ("fashion_mnist", 28), ("cifar10", 32), ("svhn_cropped", 32)]
+)
+def test_the_published_network_is_recognised_and_runs(folder, tmp_path, dataset, side):
+    lines = gzip.decompress((folder / "metrics.csv.gz").read_bytes()).decode().splitlines()
+    named = [f"config.dataset,{lines[0]}", *(f"{dataset},{line}" for line in lines[1:])]
+    with gzip.open(folder / "metrics.csv.gz", "wt") as file:
+        file.write("\n".join(named) + "\n")
+    import_zoo(folder, tmp_path / "zoo")
+    zoo = ws.open(tmp_path / "zoo")
+    network = networks.from_json(zoo.header["network"])
+    assert network.image_shape == (1, side, side) and Layout.of(network.build()) == zoo.layout
+    images = np.random.default_rng(1).normal(size=(2, side, side, 1))
+    logits = population_logits(
+        network, zoo.weights()[:3], torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous()
+    )
+    rows = np.load(folder / "weights.npy").astype(np.float64)
+    expected = np.stack([channels_last_network(row, images) for row in rows[:3]])
+    torch.testing.assert_close(logits.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)  # float32
+
+
+def test_other_layouts_and_image_sets_have_no_network(folder, tmp_path):
+    import_zoo(folder, tmp_path / "unnamed")  # without a column of data sets: the layout is that of the digits
+    assert ws.open(tmp_path / "unnamed").header["network"]["image_shape"] == [1, 28, 28]
+    lines = gzip.decompress((folder / "metrics.csv.gz").read_bytes()).decode().splitlines()
+    with gzip.open(folder / "metrics.csv.gz", "wt") as file:
+        file.write("\n".join([f"config.dataset,{lines[0]}", *(f"faces,{line}" for line in lines[1:])]) + "\n")
+    import_zoo(folder, tmp_path / "faces")
+    assert "network" not in ws.open(tmp_path / "faces").header
 
 
 def test_values_are_moved_and_never_changed(folder, tmp_path):

@@ -19,6 +19,7 @@ __all__ = ["FORMATS", "Block", "Checkpoint", "Found", "ImportReport", "Skipped",
 FORMATS = {
     "small-cnn": ("small_cnn_zoo", "weights.npy, metrics.csv.gz and layout.csv (Unterthiner et al., 2020)"),
     "modelzoos-pt": ("modelzoos_pt", "preprocessed .pt of the Model Zoos, with or without index_dict.json"),
+    "sane": ("sane", "preprocessed tokens of SANE: dataset_torch.<split>/sample_*.pt or dataset_<split>.pt"),
     "ray": ("ray", "result.json, params.json and checkpoint_*: raw Model Zoos, Ray Tune"),
     "nfn-siren": ("nfn_siren", "SIREN folders of NFN: <prefix>_<label>s/net<index>.pth"),
     "dws-siren": ("dws_siren", "INR folders of DWSNets: mnist_png_<split>_<label>_<index>/.../*.pth"),

@@ -5,6 +5,7 @@
     layout.csv       varname, start_idx, end_idx, shape; of each layer the bias, then the kernel
 
 Rows are turned into PyTorch's order by one gather: kernels HWIO to OIHW, dense matrices transposed, weight before bias.
+The published layout has a known network, so that such a zoo can be run; its images are grey, with values in [-1, 1].
 
 Axes: n checkpoint, p parameter.
 """
@@ -20,6 +21,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from weightspace import networks
 from weightspace.errors import ZooError
 from weightspace.networks.inference import layout_from_shapes
 from weightspace.networks.layout import Layout
@@ -28,6 +30,8 @@ from weightspace.zoo.importers.torch_order import kernel_in_torch_order
 
 BLOCK_VALUES = 2**22
 """Values read at a time."""
+SIDES = {"mnist": 28, "fashion_mnist": 28, "cifar10": 32, "svhn_cropped": 32}
+"""Height and width of the images of each published set, which the layout does not tell."""
 
 
 def detect(source: Path) -> bool:
@@ -55,7 +59,23 @@ def read(source: Path) -> Found:
             f"lines and layout.csv {layout.parameters} parameters: these files do not belong together"
         )
     size = max(1, BLOCK_VALUES // layout.parameters)
-    return Found(items=_blocks(source / "weights.npy", places, layout, table, size), count=-(-len(matrix) // size))
+    network = _network(layout, table)
+    return Found(
+        items=_blocks(source / "weights.npy", places, layout, table, size),
+        header={} if network is None else {"network": networks.to_json(network)},
+        count=-(-len(matrix) // size),
+    )
+
+
+def _network(layout: Layout, table: pl.DataFrame) -> networks.Network | None:
+    """The published network, if this is its layout; each row's activation is in the table."""
+    names = table.get_column("config.dataset", default=pl.Series(["mnist"])).drop_nulls().unique()
+    sides = {SIDES.get(str(name)) for name in names}
+    side = sides.pop() if len(sides) == 1 else None
+    if side is None:
+        return None
+    network = networks.by_name("small_cnn", (1, side, side), 10)
+    return network if Layout.of(network.build()) == layout else None
 
 
 def torch_order(table: pl.DataFrame, file: Path) -> tuple[Int64[Tensor, " p"], Layout]:
