@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightspace.errors import LayoutError
-from weightspace.generators.gauge import Gauge, chain_layers
+from weightspace.generators.gauge import Gauge
 from weightspace.networks import CNN, MLP, Layout, ResNet18
 from weightspace.networks.population import population_logits
 
@@ -120,14 +120,3 @@ def test_running_statistics_are_no_parameters():
     assert len(gauge.parameters()) == sum(p.numel() for p in network.build().parameters())
 
 
-def test_layers_of_a_chain():
-    layers = chain_layers(Layout.of(NETWORKS["batch norm"].build()))
-    assert [layer.weight for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight"]
-    assert layers[0].norm["running_var"] == "norm1.running_var" and layers[2].norm == {}
-    assert layers[1].following.block == 4 and layers[2].following is None
-    single = chain_layers(Layout.of(torch.nn.Linear(3, 2)))
-    assert [(layer.weight, layer.bias, layer.following) for layer in single] == [("weight", "bias", None)]
-    with pytest.raises(LayoutError):
-        chain_layers(Layout.of(ResNet18().build()))
-    with pytest.raises(LayoutError, match="no hidden layer"):
-        chain_layers(Layout.of(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))))

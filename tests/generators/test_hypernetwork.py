@@ -7,6 +7,7 @@ import torch
 
 from weightspace.errors import ConfigError, UnknownName
 from weightspace.generators import HypernetworkConfig
+from weightspace.generators.gauge import symmetry_of_network
 from weightspace.generators.hypernetwork import Hypernetwork
 from weightspace.networks import CNN, MLP, Layout
 from weightspace.symmetry import chain_groups, gather_index
@@ -26,7 +27,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def made(network, **changes) -> Hypernetwork:
-    module = Hypernetwork(Layout.of(network.build()), HypernetworkConfig(**changes))
+    module = Hypernetwork(symmetry_of_network(network), HypernetworkConfig(**changes))
     module.reset(seeded())
     return module
 

@@ -2,15 +2,15 @@
 
     z ──extractor──> one code a unit ──weight generator of the layer──> incoming weights, bias (and norm) of the unit
 
-A unit is a neuron or a filter. All units of a hidden layer share one weight generator: few parameters, and permuted
-codes are permuted units. The units of the last layer are classes, so that one code makes the whole layer.
+A unit is a neuron or a filter (`units.py`). All units of a hidden layer share one weight generator: few parameters, and
+permuted codes are permuted units. The units of the last layer are classes, so that one code makes the whole layer.
 
 Axes: b latent (network), z latent scalar, c code, p parameter, n unit, u values of a unit.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, prod, sqrt
+from math import ceil, sqrt
 from typing import Literal, get_args
 
 import torch
@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError, unknown_name
-from weightspace.generators.gauge import ChainLayer, chain_layers
-from weightspace.networks import Layout
+from weightspace.generators.units import UnitLayer, unit_layers
+from weightspace.symmetry import Symmetry
 
 Share = Literal["unit", "layer", "none"]
 SLOPE = 0.05
@@ -63,13 +63,14 @@ class HypernetworkConfig:
 
 
 class Hypernetwork(nn.Module):
-    """Latents to rows of a plain chain of layers.
+    """Latents to rows of a network.
 
     Batch normalisation stands behind the activation of hidden layers; in evaluation mode it uses running statistics, so
     that a network does not depend on those it is made with. No layer has a bias.
 
+    >>> from weightspace.generators.gauge import symmetry_of_network
     >>> from weightspace.networks import MLP
-    >>> module = Hypernetwork(Layout.of(MLP().build()), HypernetworkConfig())
+    >>> module = Hypernetwork(symmetry_of_network(MLP()), HypernetworkConfig())
     >>> module(torch.zeros(2, 32)).shape
     torch.Size([2, 1060])
     """
@@ -79,17 +80,12 @@ class Hypernetwork(nn.Module):
     scale: Tensor
     constant: Tensor
 
-    def __init__(self, layout: Layout, config: HypernetworkConfig):
+    def __init__(self, symmetry: Symmetry, config: HypernetworkConfig):
         super().__init__()
         self.config = config
-        layers = chain_layers(layout)
-        position = {
-            spec.name: torch.arange(place.start, place.stop).reshape(spec.shape)
-            for spec, place in zip(layout.tensors, layout.slices.values(), strict=True)
-        }
-        blocks = [_unit_places(layer, position) for layer in layers]
-        shapes = [tuple(block.shape) for block in blocks]
-        whole = [config.share == "layer" or layer.following is None for layer in layers]
+        layers = unit_layers(symmetry)
+        shapes = [tuple(layer.places.shape) for layer in layers]
+        whole = [config.share == "layer" or not layer.alike for layer in layers]
         self.codes = [
             (1, config.layer_code) if one else (n, config.unit_code) for one, (n, _) in zip(whole, shapes, strict=True)
         ]
@@ -103,19 +99,7 @@ class Hypernetwork(nn.Module):
                 self.generators.append(_perceptron(size, widths, n * u // count))
         self.extractor = _perceptron(config.latent, config.extractor, codes)
 
-        # values come unit by unit; a zero behind them is for running statistics, which are not generated
-        made = torch.cat([block.flatten() for block in blocks])
-        places = torch.full((layout.parameters,), len(made))
-        places[made] = torch.arange(len(made))
-        scale = torch.zeros(layout.parameters)
-        constant = torch.zeros(layout.parameters)
-        for block, layer in zip(blocks, layers, strict=True):
-            gain = sqrt((1 if layer.following is None else 2) / prod(layout.by_name[layer.weight].shape[1:]))
-            scale[block] = gain
-        for spec, place in zip(layout.tensors, layout.slices.values(), strict=True):
-            if spec.layer == "norm":
-                scale[place] = NORM_SCALE
-                constant[place] = float(spec.role in ("weight", "running_var"))
+        places, scale, constant = _targets(symmetry, layers)
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("constant", constant, persistent=False)
@@ -160,13 +144,21 @@ def _widths(config: HypernetworkConfig, shapes: Sequence[tuple[int, ...]]) -> li
     return widths
 
 
-def _unit_places(layer: ChainLayer, position: dict[str, Tensor]) -> Tensor:
-    """Positions `[n, u]` in a row of all values of each unit: incoming weights, bias, scale and offset of a norm."""
-    parts = [position[layer.weight].flatten(1)]
-    for name in (layer.bias, layer.norm.get("weight"), layer.norm.get("bias")):
-        if name:
-            parts.append(position[name][:, None])
-    return torch.cat(parts, dim=1)
+def _targets(symmetry: Symmetry, layers: Sequence[UnitLayer]) -> tuple[Tensor, Tensor, Tensor]:
+    """For each parameter the value that makes it, and the factor and constant that give it its start."""
+    layout = symmetry.layout
+    # values come unit by unit; a zero behind them is for running statistics, which are not generated
+    made = torch.cat([layer.places.flatten() for layer in layers])
+    places = torch.full((layout.parameters,), len(made))
+    places[made] = torch.arange(len(made))
+    scale, constant = torch.zeros(layout.parameters), torch.zeros(layout.parameters)
+    for layer in layers:
+        scale[layer.places] = sqrt(layer.variance)
+    for spec, place in zip(layout.tensors, layout.slices.values(), strict=True):
+        if spec.layer == "norm":
+            scale[place] = NORM_SCALE
+            constant[place] = float(spec.role in ("weight", "running_var"))
+    return places, scale, constant
 
 
 def _perceptron(size: int, hidden: Sequence[int], output: int) -> nn.Sequential:

@@ -39,7 +39,7 @@ from weightspace.generators.batch_norm import calibration_images, with_batch_sta
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
 from weightspace.generators.gauge import RUNNING, Gauge, Order
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
-from weightspace.networks import Layout, Network
+from weightspace.networks import Classifier, Network
 from weightspace.networks.population import as_classifier
 from weightspace.training import History, TrainingConfig
 from weightspace.zoo import Zoo
@@ -84,6 +84,8 @@ class ManifoldConfig:
     """Entropy of weights whose scale symmetry is fixed."""
     fix_shift: bool = True
     """The same for the shift of all logits."""
+    fix_sign: bool = False
+    """The same for the sign of units of odd activations, and of weights before a batch normalisation."""
     fix_order: Order = "none"
     """The same for the order of units, see `Gauge.of`."""
     prior_std: float | None = None
@@ -136,7 +138,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
 
     def __init__(
         self,
-        network: Network,
+        network: Classifier,
         config: ManifoldConfig,
         header: dict,
         calibration: Float[Tensor, "n c h w"] | None = None,
@@ -147,10 +149,12 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         """Network, data set and, with `fit`, how it was trained."""
         self.calibration = calibration
         """Training images for running statistics; `None` if the network has no batch normalisation."""
-        self.layout = Layout.of(network.build())
-        self.module = Hypernetwork(self.layout, config.hypernetwork)
-        self.gauge = Gauge.of(network, scale=config.fix_scale, shift=config.fix_shift, order=config.fix_order)
-        self._free = Gauge.of(network, scale=False, shift=False).parameters()
+        self.gauge = Gauge.of(
+            network, scale=config.fix_scale, shift=config.fix_shift, sign=config.fix_sign, order=config.fix_order
+        )
+        self.layout = self.gauge.layout
+        self.module = Hypernetwork(self.gauge.symmetry, config.hypernetwork)
+        self._free = self.gauge.parameters()
         self._target = with_batch_statistics(network.build())
 
     @classmethod
@@ -166,7 +170,8 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         """Train a hypernetwork for a network and a task.
 
         Args:
-            network: The target: a plain chain of layers, batch normalisation included.
+            network: The target: any classifier whose symmetries can be traced, batch normalisation and residual
+                streams included.
             data: Training images; validation images choose the epoch that is kept.
             optimisation: `batch_size` is the number of networks in a step, an epoch has `config.epoch_steps` steps.
             folder: Where everything is saved; an interrupted training continues there.
@@ -174,7 +179,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         Raises:
             ConfigError: Two networks a step are too few for the entropy or for batch normalisation.
             DatasetError: The images have another shape than the network's.
-            LayoutError: The network is not a plain chain.
+            LayoutError: The network cannot be traced.
 
         >>> from weightspace import datasets
         >>> short = TrainingConfig(epochs=1, batch_size=4, accelerator="cpu")
