@@ -46,7 +46,7 @@ Order = Literal["none", "sort", "align"]
 RUNNING = ("running_mean", "running_var")
 OUTPUT = "output of the network"
 """Why a trace freezes the axes that count classes."""
-_LEAST = 1e-8  # added to a mean square, for units whose weights are all zero
+_LEAST = 1e-8  # mean square that smaller ones count as, for units whose weights are all zero
 
 State = dict[str, Tensor]
 
@@ -271,7 +271,7 @@ def _along(factors: Float[Tensor, "m n"], place: Place, shape: tuple[int, ...]) 
 
 def _size(values: Float[Tensor, "m n v"]) -> Float[Tensor, "m n"]:
     """Root mean square of the values of each unit."""
-    return (values.square().mean(2) + _LEAST).sqrt()
+    return values.square().mean(2).clamp(min=_LEAST).sqrt()
 
 
 def _sign(values: Float[Tensor, "m n v"]) -> Float[Tensor, "m n"]:
@@ -311,14 +311,15 @@ def _makers(
 def _in_order(units: Sequence[_Unit]) -> tuple[_Unit, ...]:
     """Units after those whose scale changes their makers; units without weights that make them are left out."""
     units = [unit for unit in units if unit.makers]
-    touching: dict[str, list[int]] = {}
+    scaled: dict[str, list[tuple[int, Place]]] = {}
     for number, unit in enumerate(units):
-        for name in {place.tensor for place in unit.group.places}:
-            touching.setdefault(name, []).append(number)
+        for place in unit.group.places:
+            scaled.setdefault(place.tensor, []).append((number, place))
     before: Mapping[int, set[int]] = {
-        number: {other for place in unit.makers for other in touching[place.tensor] if other != number}
+        number: {other for maker in unit.makers for other, place in scaled[maker.tensor]
+                 if other != number and _meet(maker, unit.group.size, place, units[other].group.size)}
         for number, unit in enumerate(units)
-    }
+    }  # fmt: skip
     try:
         return tuple(units[number] for number in TopologicalSorter(before).static_order())
     except CycleError as error:
@@ -327,6 +328,12 @@ def _in_order(units: Sequence[_Unit]) -> tuple[_Unit, ...]:
             f"the scales of {', '.join(map(repr, names))} depend on each other in a circle, so that none of them can "
             "be fixed first; leave scales free"
         ) from error
+
+
+def _meet(first: Place, first_size: int, second: Place, second_size: int) -> bool:
+    """Whether two places of a tensor have values in common; stretches of one axis behind each other have none."""
+    ends = [p.start + p.repeats * size * p.block for p, size in ((first, first_size), (second, second_size))]
+    return first.axis != second.axis or (first.start < ends[1] and second.start < ends[0])
 
 
 def _centred(
