@@ -178,5 +178,3 @@ def test_running_statistics_are_no_parameters():
     network = NETWORKS["batch norm"]
     gauge = Gauge.of(network)
     assert len(gauge.parameters()) == sum(p.numel() for p in network.build().parameters())
-
-

@@ -18,14 +18,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.errors import ConfigError, unknown_name
+from weightspace.generators.chunks import Chunks
+from weightspace.generators.perceptron import perceptron
 from weightspace.generators.units import UnitLayer, unit_layers
 from weightspace.symmetry import Symmetry
 
-Share = Literal["unit", "layer", "none"]
-SLOPE = 0.05
-"""Of the leaky ReLU below zero."""
-MOMENTUM, EPSILON = 0.02, 1e-7
-"""Of batch normalisation: running statistics forget 2 % a step."""
+Share = Literal["unit", "layer", "chunk", "none"]
 NORM_SCALE = 0.1
 """Deviation of the generated scales (about 1) and offsets (about 0) of batch normalisation, at the start."""
 
@@ -52,12 +50,18 @@ class HypernetworkConfig:
     12 √u for a unit of u values."""
     share: Share = "unit"
     """`unit`: one weight generator a layer, shared by its units. `layer`: one that makes the layer as a whole.
-    `none`: the extractor makes all weights itself."""
+    `chunk`: one of the first of `generators`' widths that makes pieces of the row, whatever they belong to, from z and
+    an embedding of each piece. `none`: the extractor makes all weights itself."""
+    chunk: int = 100
+    """Values of a piece."""
+    chunk_embedding: int = 8
+    """Values of the embedding of a piece."""
 
     def __post_init__(self):
         if self.share not in get_args(Share):
             raise unknown_name("share", self.share, get_args(Share))
-        sizes = (self.latent, self.unit_code, self.layer_code, *self.extractor, *sum(self.generators, ()))
+        sizes = (self.latent, self.unit_code, self.layer_code, self.chunk, self.chunk_embedding, *self.extractor)
+        sizes += sum(self.generators, ())
         if min(sizes) < 1:
             raise ConfigError(f"all sizes of a hypernetwork must be at least 1, got {self}")
 
@@ -91,13 +95,20 @@ class Hypernetwork(nn.Module):
         ]
         """Number and size of the codes of each layer."""
         self.generators = nn.ModuleList()
-        if config.share == "none":
-            codes = sum(n * u for n, u in shapes)
-        else:
+        codes = values = sum(n * u for n, u in shapes)
+        if config.share == "chunk":
+            hidden = _widths(config, [(1, config.chunk)])[0]
+            self.generators.append(
+                Chunks(latent=config.latent, embedding=config.chunk_embedding, hidden=hidden, size=config.chunk,
+                       values=values)
+            )  # fmt: skip
+        elif config.share != "none":
             codes = sum(count * size for count, size in self.codes)
             for (count, size), (n, u), widths in zip(self.codes, shapes, _widths(config, shapes), strict=True):
-                self.generators.append(_perceptron(size, widths, n * u // count))
-        self.extractor = _perceptron(config.latent, config.extractor, codes)
+                self.generators.append(perceptron(size, widths, n * u // count))
+        self.extractor = (
+            nn.Identity() if config.share == "chunk" else perceptron(config.latent, config.extractor, codes)
+        )
 
         places, scale, constant = _targets(symmetry, layers)
         self.register_buffer("places", places, persistent=False)
@@ -110,17 +121,26 @@ class Hypernetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / sqrt(module.in_features), generator=generator)
+            elif isinstance(module, Chunks):
+                module.reset(generator)
 
     def forward(self, latents: Float[Tensor, "b z"]) -> Float[Tensor, "b p"]:
         """Rows in layout order."""
+        return self.rows_and_codes(latents)[0]
+
+    def rows_and_codes(self, latents: Float[Tensor, "b z"]) -> tuple[Float[Tensor, "b p"], Float[Tensor, "b c"]]:
+        """Rows, and the codes that they are made from."""
         if self.training:
             self.steps += 1
-        return self.rows(self.extractor(latents))
+        codes = self.extractor(latents)
+        return self.rows(codes), codes
 
     def rows(self, codes: Float[Tensor, "b c"]) -> Float[Tensor, "b p"]:
-        """Rows from the codes of all units, one unit after the other."""
+        """Rows from the codes of all units, one unit after the other; from latents if they are made in chunks."""
         if self.config.share == "none":
             values = codes
+        elif self.config.share == "chunk":
+            values = self.generators[0](codes)
         else:
             own = codes.split([count * size for count, size in self.codes], dim=1)
             parts = [
@@ -159,12 +179,3 @@ def _targets(symmetry: Symmetry, layers: Sequence[UnitLayer]) -> tuple[Tensor, T
             scale[place] = NORM_SCALE
             constant[place] = float(spec.role in ("weight", "running_var"))
     return places, scale, constant
-
-
-def _perceptron(size: int, hidden: Sequence[int], output: int) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for width in hidden:
-        norm = nn.BatchNorm1d(width, eps=EPSILON, momentum=MOMENTUM)
-        parts += [nn.Linear(size, width, bias=False), nn.LeakyReLU(SLOPE), norm]
-        size = width
-    return nn.Sequential(*parts, nn.Linear(size, output, bias=False))

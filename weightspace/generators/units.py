@@ -1,8 +1,8 @@
 """What a hypernetwork makes together: units with all that belongs to them, in the layout of any traced network.
 
 A unit is a neuron or a filter: its incoming weights, its bias, and scale and offset of the batch normalisation behind
-it. Units that may be renumbered are alike, so that one weight generator can make them all; classes, embeddings and norms
-without a layer of their own are made as a whole.
+it. Units that may be renumbered are alike, so that one weight generator can make them all; classes, embeddings and
+norms without a layer of their own are made as a whole.
 
 Axes: n unit, v values of a unit, p parameter.
 """
