@@ -81,8 +81,8 @@ bootstrap interval over test images. Temperatures are fitted on validation image
 SECTION = """## {title}
 
 {steps} steps, {images} images; {each} for each independent network. {hypernetwork_minutes:.0f} minutes of one thread
-for the hypernetwork, {independent_minutes:.0f} for the independent networks. Samples are right about {validation:.4f} of
-the validation images. [manifold_{name}.csv](manifold_{name}.csv)
+for the hypernetwork, {independent_minutes:.0f} for the independent networks. Samples are right about {validation:.4f}
+of the validation images. [manifold_{name}.csv](manifold_{name}.csv)
 
 {curve}
 

@@ -84,8 +84,8 @@ Target MLP 64-16-10 with tanh. The sign gauge makes the largest incoming weight 
 
 ## A residual target
 
-ResNet with 8 and 16 channels and batch normalisation on 8x8 digits, {residual} parameters, 1500 steps of 16 networks with
-32 images, Adam at 1e-2. Samples have the running statistics of 256 training images. Scales of residual streams, of
+ResNet with 8 and 16 channels and batch normalisation on 8x8 digits, {residual} parameters, 1500 steps of 16 networks
+with 32 images, Adam at 1e-2. Samples have the running statistics of 256 training images. Scales of residual streams, of
 norms and of everything before a norm are fixed as they were traced. {trained} independent networks have together about
 the images of one hypernetwork.
 

@@ -115,7 +115,7 @@ def test_hypergan_learns_digits():
     short = TrainingConfig(epochs=2, batch_size=12, learning_rate=3e-3, weight_decay=0.0, accelerator="cpu")
     fitted = Manifold.fit(TARGET, data, config=config, optimisation=short)
     _, accuracy = population_metrics(TARGET, fitted.sample(20).weights(), data.test_images, data.test_labels)
-    assert float(accuracy.mean()) > 0.85
+    assert float(accuracy.mean()) > 0.7  # untrained ones have .1
     last = fitted.header["fit"]["last"]
     assert last["validation_disagreement"] > 0 and 0 < last["train_mixer"] < 5
     assert last["train_loss"] == pytest.approx(

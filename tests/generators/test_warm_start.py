@@ -1,19 +1,19 @@
 """A warm start: samples at the latents of a zoo are its networks, and training begins where they are."""
 
-import polars as pl
 import pytest
 import torch
 
 from weightspace import datasets, networks
 from weightspace.errors import ConfigError, ZooError
+from weightspace.evaluation.ensembles import Ensemble
 from weightspace.generators import HypernetworkConfig, Manifold, ManifoldConfig, WarmStart
 from weightspace.generators.gauge import Gauge
 from weightspace.networks import MLP
-from weightspace.networks.population import population_metrics
+from weightspace.networks.population import Hyperparameters, initial_rows, population_metrics, train_population
 from weightspace.symmetry import align, gather_index, random_permutations
 from weightspace.training import TrainingConfig
 
-ONE_STEP = TrainingConfig(epochs=1, batch_size=4, learning_rate=3e-3, weight_decay=0.0, accelerator="cpu")
+ONE_STEP = TrainingConfig(epochs=1, batch_size=4, learning_rate=1e-2, weight_decay=0.0, accelerator="cpu")
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -21,39 +21,47 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def trained(digits_zoo):
-    return digits_zoo.last().where(pl.col("config.activation") == "relu")
+def data():
+    return datasets.load("digits")
 
 
-def started(zoo, steps: int, seed: int = 0) -> tuple[Manifold, list[float]]:
-    generator = Manifold(MLP(), ManifoldConfig(hypernetwork=HypernetworkConfig(extractor=(128,))), {})
-    generator.module.reset(seeded(seed))
-    errors = WarmStart(zoo=zoo, steps=steps, batch=8).fit(
-        generator.module, generator.gauge, generator.latents, learning_rate=1e-2, generator=seeded(seed + 1)
+@pytest.fixture(scope="module")
+def trained(data):
+    """Twelve networks that are right about more than 90 % of the validation images."""
+    one, seeds = torch.ones(12), torch.arange(12)
+    settings = Hyperparameters(
+        seeds=seeds, learning_rate=5e-3 * one, weight_decay=0 * one, dropout=0 * one, train_fraction=one
     )
+    rows = initial_rows(MLP(), seeds, "kaiming_uniform", 0.4 * one)
+    stages = train_population(
+        MLP(), rows, settings, data.train_images, data.train_labels, epochs=12, batch_size=50, checkpoints=[12]
+    )
+    return Ensemble.of_rows(next(stages)[1], MLP()).zoo
+
+
+def started(zoo, steps: int) -> tuple[Manifold, list[float]]:
+    generator = Manifold(MLP(), ManifoldConfig(hypernetwork=HypernetworkConfig(extractor=(128,))), {})
+    generator.module.reset(seeded())
+    start = WarmStart(zoo=zoo, steps=steps)
+    errors = start.fit(generator.module, generator.gauge, generator.latents, learning_rate=1e-2, generator=seeded(1))
     return generator, errors
 
 
-def test_a_hypernetwork_learns_a_zoo(trained):
-    """It sees 10 networks and makes, at the latents of these, networks that are right where they are."""
-    data = datasets.load("digits")
-    generator, errors = started(trained, 400)
+def test_a_hypernetwork_learns_a_zoo(trained, data):
+    """At the latents of the networks it makes networks that are right where they are, between them mixtures."""
+    generator, errors = started(trained, 300)
     assert sum(errors[-20:]) < 0.2 * sum(errors[:20])
-    generator.module.eval()
-    latents = generator.latents(len(trained), _after_alignment(generator, trained))
-    made = generator.rows(latents)
+    state, rows = seeded(1), trained.weights()
+    align(rows, rows[0], generator.layout, generator.gauge.groups, state)  # draws before the latents are drawn
+    at, between = (
+        generator.rows(latents) for latents in (generator.latents(12, state), generator.latents(20, seeded(5)))
+    )
     images, labels = data.validation_images, data.validation_labels
-    _, own = population_metrics(MLP(), trained.weights(), images, labels)
-    _, learned = population_metrics(MLP(), made, images, labels)
-    assert float(learned.mean()) > float(own.mean()) - 0.15
+    own, known, mixed = (
+        float(population_metrics(MLP(), some, images, labels)[1].mean()) for some in (rows, at, between)
+    )
+    assert known > own - 0.05 and 0.3 < mixed < known
     assert torch.equal(started(trained, 5)[0].sample(2).weights(), started(trained, 5)[0].sample(2).weights())
-
-
-def _after_alignment(generator: Manifold, zoo) -> torch.Generator:
-    """The random state in which a warm start draws the latents: alignment draws before."""
-    state, rows = seeded(1), zoo.weights()
-    align(rows, rows[0], generator.layout, generator.gauge.groups, state)
-    return state
 
 
 def test_renumbered_networks_cost_nothing(trained):
@@ -62,16 +70,14 @@ def test_renumbered_networks_cost_nothing(trained):
     orders = random_permutations(gauge.groups, len(trained), seeded(9))
     shuffled = trained.weights().gather(1, gather_index(gauge.layout, gauge.groups, orders))
     shuffled[0] = trained.weights()[0]  # what the others are aligned to
-    own, other = started(trained, 60)[1], started(trained.with_weights(shuffled), 60)[1]
+    own, other = started(trained, 30)[1], started(trained.with_weights(shuffled), 30)[1]
     assert own == pytest.approx(other, rel=1e-4)
 
 
-def test_training_begins_there(trained):
-    """After one further step of training, samples are far better than without the warm start."""
-    data = datasets.load("digits")
-    config = ManifoldConfig(epoch_steps=1)
+def test_training_begins_there(trained, data):
+    """After one step of training, samples are far better than without the warm start."""
     cold, warm = (
-        Manifold.fit(MLP(), data, config=config, optimisation=ONE_STEP, warm_start=start)
+        Manifold.fit(MLP(), data, config=ManifoldConfig(epoch_steps=1), optimisation=ONE_STEP, warm_start=start)
         for start in (None, WarmStart(zoo=trained, steps=300))
     )
     accuracy = [fitted.header["fit"]["last"]["validation_accuracy"] for fitted in (cold, warm)]

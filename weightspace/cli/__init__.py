@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 
 COMMANDS = {
     "demo": ("weightspace.cli.demo:demo", "Run everything on scikit-learn's digits: train, learn, predict, generate."),
-    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo."),
+    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo; `fit manifold` is `manifold fit`."),
     "embed": ("weightspace.cli.encode:embed", "Write the embeddings of a zoo's checkpoints."),
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
     "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
@@ -49,6 +49,8 @@ MANIFOLD_COMMANDS = {
     "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
+SPELLINGS = {("fit", "manifold"): ("manifold", "fit")}
+"""Other ways to begin a command: every method can be fitted by `fit METHOD`, whatever it learns from."""
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
 
@@ -119,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0.1.0
     0
     """
-    return app.meta(list(sys.argv[1:] if arguments is None else arguments), result_action="return_value") or 0
+    words = tuple(sys.argv[1:] if arguments is None else arguments)
+    words = (*SPELLINGS.get(words[:2], words[:2]), *words[2:])
+    return app.meta(list(words), result_action="return_value") or 0
 
 
 def _say(sentence: str) -> None:

@@ -7,8 +7,8 @@ Latents are mapped to networks that are accurate, and diverse beyond the symmetr
 It needs no zoo, only images and labels. Here L / λ is minimised: the same optimum, but the size of its gradient does
 not depend on λ, so that one clipping threshold serves all, and an infinite λ is plain accuracy.
 
-Axes: m network, z latent scalar, p parameter, b image of a network, n image, k class, t point of a path, l layer, q value
-of its code.
+Axes: m network, z latent scalar, p parameter, b image of a network, n image, k class, t point of a path, l layer,
+q value of its code.
 """
 
 import json
