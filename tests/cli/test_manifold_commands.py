@@ -38,7 +38,7 @@ def test_fit_manifold_is_manifold_fit(capsys):
     for words in (("fit", "manifold"), ("manifold", "fit")):
         assert run(*words, "--help") == 0
         helps.append(capsys.readouterr().out)
-    assert helps[0] == helps[1] and "--target" in helps[0] and "--chunk" in helps[0]
+    assert helps[0] == helps[1] and "--target" in helps[0] and "latent" in helps[0]
 
 
 def test_ensemble_tables_are_those_of_python(folder):

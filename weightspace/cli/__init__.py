@@ -49,7 +49,7 @@ MANIFOLD_COMMANDS = {
     "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
-SPELLINGS = {("fit", "manifold"): ("manifold", "fit")}
+SPELLINGS: dict[tuple[str, ...], list[str]] = {("fit", "manifold"): ["manifold", "fit"]}
 """Other ways to begin a command: every method can be fitted by `fit METHOD`, whatever it learns from."""
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""
@@ -121,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0.1.0
     0
     """
-    words = tuple(sys.argv[1:] if arguments is None else arguments)
-    words = (*SPELLINGS.get(words[:2], words[:2]), *words[2:])
-    return app.meta(list(words), result_action="return_value") or 0
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words[:2] = SPELLINGS.get(tuple(words[:2]), words[:2])
+    return app.meta(words, result_action="return_value") or 0
 
 
 def _say(sentence: str) -> None:
