@@ -23,7 +23,7 @@ from weightspace.evaluation.generation import evaluate_generation
 from weightspace.generators import Manifold, ManifoldConfig, ManifoldTraining
 from weightspace.generators.entropy import neighbour_distances
 from weightspace.generators.gauge import Gauge
-from weightspace.networks import MLP, Network
+from weightspace.networks import MLP, Classifier
 from weightspace.networks.population import Hyperparameters, initial_rows, population_metrics, train_population
 from weightspace.symmetry import align
 from weightspace.zoo import Zoo
@@ -159,7 +159,7 @@ def interval(first: Tensor, second: Tensor) -> str:
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(value + 0.0 for value in paired_bootstrap(first, second)))
 
 
-def independent(network: Network, data: Dataset, n: int, *, epochs: int, batch_size: int, seed: int) -> Tensor:
+def independent(network: Classifier, data: Dataset, n: int, *, epochs: int, batch_size: int, seed: int) -> Tensor:
     """Networks that were trained one by one: Adam at 3e-3, from U(±1/√fan in)."""
     full, seeds = torch.ones(n), torch.arange(n) + 1000 * seed
     rows = initial_rows(network, seeds, "kaiming_uniform", full / math.sqrt(6))
@@ -182,7 +182,7 @@ def trained_zoo(run: Path, seed: int, data: Dataset) -> Zoo:
     return Ensemble.of_rows(rows, TARGET).zoo.save(folder)
 
 
-def measured(ensemble: Ensemble, data: Dataset) -> tuple[dict[str, float], Tensor, Tensor]:
+def measured(ensemble: Ensemble, data: Dataset, target: Classifier = TARGET) -> tuple[dict[str, float], Tensor, Tensor]:
     """Test scores of members and ensemble; and by image whether the ensemble is right, and the share of members."""
     images, labels = data.test_images, data.test_labels
     combined, single = ensemble.combine(images), ensemble.member_scores(images, labels)
@@ -190,7 +190,8 @@ def measured(ensemble: Ensemble, data: Dataset) -> tuple[dict[str, float], Tenso
     calibrated = ensemble.calibrated(data.validation_images, data.validation_labels)
     after = scores(calibrated.predict(images)[None], labels)
     rows = ensemble.zoo.weights()
-    gauged = Gauge.of(TARGET).fixed(rows)
+    gauge = Gauge.of(target)
+    gauged = gauge.fixed(rows)[:, gauge.parameters()]
     row = {
         "sample_accuracy": float(single["accuracy"].mean()),
         "sample_std": float(single["accuracy"].std()),

@@ -33,6 +33,14 @@ def test_samples_are_those_of_python(folder):
     assert torch.equal(open_zoo(folder / "samples").weights(), fitted.sample(12, seed=3).weights())
 
 
+def test_fit_manifold_is_manifold_fit(capsys):
+    helps = []
+    for words in (("fit", "manifold"), ("manifold", "fit")):
+        assert run(*words, "--help") == 0
+        helps.append(capsys.readouterr().out)
+    assert helps[0] == helps[1] and "--target" in helps[0] and "latent" in helps[0]
+
+
 def test_ensemble_tables_are_those_of_python(folder):
     data, table = datasets.load("digits"), pl.read_csv(folder / "tables" / "ensemble.csv")
     expected = Ensemble(open_zoo(folder / "samples")).calibrated(data.validation_images, data.validation_labels)
@@ -69,7 +77,8 @@ def fails(capsys, *arguments) -> str:
 
 def test_bad_input_is_one_sentence(folder, tmp_path, capsys):
     assert "did you mean 'mlp'" in fails(capsys, "manifold", "fit", "--target", "mpl", "--out", tmp_path / "a")
-    assert "plain" in fails(capsys, "manifold", "fit", "--target", "resnet18", "--out", tmp_path / "a")
+    assert "did you mean 'mlp'" in fails(capsys, "fit", "manifold", "--target", "mpl", "--out", tmp_path / "a")
+    assert "SIREN" in fails(capsys, "manifold", "fit", "--target", "siren", "--out", tmp_path / "a")
     weight = ["--accuracy-weight", -1]
     assert "accuracy_weight" in fails(capsys, "manifold", "fit", "--out", tmp_path / "a", *weight)
     assert "no fitted generator" in fails(capsys, "manifold", "sample", folder / "samples", "--out", tmp_path / "b")

@@ -4,19 +4,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, vmap
 
 from weightspace.errors import LayoutError
-from weightspace.generators.gauge import Gauge, chain_layers
-from weightspace.networks import CNN, MLP, Layout, ResNet18
-from weightspace.networks.population import population_logits
+from weightspace.generators.gauge import Gauge, symmetry_of_network
+from weightspace.networks import CNN, MLP, Layout, PooledCNN, ResNet, ViT
+from weightspace.symmetry import Place, ScaleGroup, Symmetry, symmetry_of
 
+RESIDUAL = ResNet(image_shape=(1, 8, 8), widths=(4, 6), blocks=2)
 NETWORKS = {
     "mlp": MLP(hidden=(16, 9)),
     "mlp without bias": MLP(hidden=(16,), bias=False),
     "cnn": CNN(channels=(4, 6), hidden=(7,)),
     "leaky cnn": CNN(channels=(4, 6), activation="leaky_relu"),
+    "pooled cnn": PooledCNN(image_shape=(1, 8, 8), channels=(4, 5), kernels=(3, 2), strides=(2, 1), pooled=2),
     "batch norm": CNN(channels=(4, 6), batch_norm=True),
-    "tanh": MLP(hidden=(16,), activation="tanh"),
+    "residual": RESIDUAL,
+    "tanh": MLP(hidden=(16, 9), activation="tanh"),
+    "tanh batch norm": CNN(channels=(4, 6), batch_norm=True, activation="tanh"),
+    "transformer": ViT(image_shape=(1, 8, 8), patch=(4, 4), width=8, depth=1, heads=2),
 }
 
 
@@ -29,43 +36,96 @@ def random_rows(network, m: int = 3, seed: int = 0) -> torch.Tensor:
     rows = torch.randn(m, layout.parameters, generator=seeded(seed), dtype=torch.float64)
     for spec, place in zip(layout.tensors, layout.slices.values(), strict=True):
         if spec.role == "running_var":
-            rows[:, place] = rows[:, place].abs() + 5  # far above the epsilon of the norm
+            rows[:, place] = rows[:, place].abs() + 0.5
     return rows
 
 
 def function(network, rows: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities on random images, in float64."""
+    """Log-probabilities on random images in float64, without the epsilon that makes batch normalisation inexact."""
+    module = network.build().double().eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps = 0.0
     images = torch.randn(6, *network.image_shape, generator=seeded(9), dtype=torch.float64)
-    torch.set_default_dtype(torch.float64)
-    try:
-        return population_logits(network, rows, images).log_softmax(2)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    forward = vmap(lambda state: functional_call(module, state, (images,)))
+    return forward(Layout.of(module).unflatten(rows)).log_softmax(2)
+
+
+def assert_same(network, rows: torch.Tensor, others: torch.Tensor):
+    """Equal functions to 1e-12 of their largest logarithm."""
+    expected = function(network, rows)
+    assert (function(network, others) - expected).abs().max() < 1e-12 * expected.abs().max()
 
 
 @pytest.mark.parametrize("order", ["none", "sort", "align"])
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_functions_stay_and_fixing_twice_is_fixing_once(network, order):
-    rows, gauge = random_rows(network), Gauge.of(network, order=order)
+    rows, gauge = random_rows(network), Gauge.of(network, order=order, sign=True)
     fixed = gauge.fixed(rows)
     assert not torch.allclose(fixed, rows, rtol=0.01)
-    # float64 sums reordered; batch normalisation's epsilon of 1e-5 beside variances above 5, at logits of about 100
-    tolerance = 1e-2 if network.__dict__.get("batch_norm") else 1e-10
-    torch.testing.assert_close(function(network, fixed), function(network, rows), rtol=0, atol=tolerance)
-    # 1e-8 below the root of a mean square of 1 moves a weight by 5e-9 of its size a layer
-    torch.testing.assert_close(gauge.fixed(fixed), fixed, rtol=1e-6, atol=1e-6)
+    assert_same(network, rows, fixed)
+    torch.testing.assert_close(gauge.fixed(fixed), fixed, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=5, deadline=None)
 def test_equivalent_weights_have_one_representative(network, seed):
-    rows, gauge = random_rows(network), Gauge.of(network, order="sort")
+    rows, gauge = random_rows(network), Gauge.of(network, order="sort", sign=True)
     others = gauge.equivalents(rows, seeded(seed))
     assert (others - rows).norm(dim=1).min() > 0.1 * rows.norm(dim=1).max()
-    tolerance = 1e-2 if network.__dict__.get("batch_norm") else 1e-10
-    torch.testing.assert_close(function(network, others), function(network, rows), rtol=0, atol=tolerance)
-    torch.testing.assert_close(gauge.fixed(others), gauge.fixed(rows), rtol=1e-5, atol=1e-5)
+    assert_same(network, rows, others)
+    torch.testing.assert_close(gauge.fixed(others), gauge.fixed(rows), rtol=1e-10, atol=1e-10)
+
+
+def test_every_symmetry_of_a_residual_network_moves_and_is_fixed():
+    """A stream's channels have one scale for all norms that write into them; each block has its own inside."""
+    symmetry = symmetry_of_network(RESIDUAL)
+    gauge = Gauge.of(RESIDUAL)
+    assert len(gauge.scales) == sum(group.kind == "positive" for group in symmetry.scales)
+    makers = {unit.group.name: [place.tensor for place in unit.makers] for unit in gauge.scales}
+    stream = ["bn1", "layer1.0.bn2", "layer1.1.bn2"]
+    assert makers["bn1"] == [f"{norm}.{role}" for norm in stream for role in ("weight", "bias")]
+    assert makers["layer1.0.conv1"] == ["layer1.0.conv1.weight"]
+    state = gauge.layout.unflatten(gauge.fixed(random_rows(RESIDUAL)))
+    written = torch.stack([state[name] for name in makers["bn1"]])
+    torch.testing.assert_close(written.square().mean(0), torch.ones(3, 4).double(), rtol=1e-6, atol=0)
+    for conv in ("conv1", "layer1.1.conv2", "layer2.0.downsample.0"):
+        incoming = state[f"{conv}.weight"].flatten(2)
+        torch.testing.assert_close(incoming.square().mean(2), torch.ones(incoming.shape[:2]).double())
+
+
+def test_a_bias_before_a_norm_is_fixed_but_not_one_before_a_bend():
+    """In the second network an activation stands between, and the bias says what is cut off."""
+    for layers, silent in (([nn.BatchNorm1d(4), nn.ReLU()], True), ([nn.ReLU(), nn.BatchNorm1d(4)], False)):
+        module = nn.Sequential(nn.Linear(3, 4), *layers, nn.Linear(4, 2)).eval()
+        gauge = Gauge.of_symmetry(symmetry_of(module, torch.zeros(1, 3)))
+        rows = torch.randn(2, gauge.layout.parameters, generator=seeded()).abs() + 0.5
+        fixed = gauge.layout.unflatten(gauge.fixed(rows))
+        assert bool((fixed["0.bias"] == 0).all()) is silent
+        images = torch.randn(9, 3, generator=seeded(1))
+        before, after = (
+            vmap(lambda state, m=module, x=images: functional_call(m, state, (x,)))(gauge.layout.unflatten(some))
+            for some in (rows, gauge.fixed(rows))
+        )
+        torch.testing.assert_close(after.log_softmax(2), before.log_softmax(2), rtol=1e-3, atol=1e-3)  # epsilon
+
+
+def test_signs_are_those_of_the_largest_weight():
+    network = NETWORKS["tanh"]
+    rows = random_rows(network)
+    free, fixed = (Gauge.of(network, sign=sign).fixed(rows) for sign in (False, True))
+    assert torch.equal(free.abs(), fixed.abs()) and not torch.equal(free, fixed)
+    weight = Gauge.of(network).layout.unflatten(fixed)["fc2.weight"]
+    assert (weight.gather(2, weight.abs().argmax(2, keepdim=True)) > 0).all()
+
+
+def test_a_circle_of_scales_is_one_sentence():
+    """Two groups that are each chosen by a tensor that the other scales."""
+    layout = Layout.of(nn.Linear(3, 3, bias=False))
+    groups = tuple(ScaleGroup(f"{axis}", 3, "positive", (Place("weight", axis),), (1.0,)) for axis in (0, 1))
+    with pytest.raises(LayoutError, match="circle"):
+        Gauge.of_symmetry(Symmetry(layout=layout, groups=(), scales=groups))
 
 
 def test_hidden_units_have_the_published_norm():
@@ -118,16 +178,3 @@ def test_running_statistics_are_no_parameters():
     network = NETWORKS["batch norm"]
     gauge = Gauge.of(network)
     assert len(gauge.parameters()) == sum(p.numel() for p in network.build().parameters())
-
-
-def test_layers_of_a_chain():
-    layers = chain_layers(Layout.of(NETWORKS["batch norm"].build()))
-    assert [layer.weight for layer in layers] == ["conv1.weight", "conv2.weight", "fc1.weight"]
-    assert layers[0].norm["running_var"] == "norm1.running_var" and layers[2].norm == {}
-    assert layers[1].following.block == 4 and layers[2].following is None
-    single = chain_layers(Layout.of(torch.nn.Linear(3, 2)))
-    assert [(layer.weight, layer.bias, layer.following) for layer in single] == [("weight", "bias", None)]
-    with pytest.raises(LayoutError):
-        chain_layers(Layout.of(ResNet18().build()))
-    with pytest.raises(LayoutError, match="no hidden layer"):
-        chain_layers(Layout.of(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))))

@@ -7,11 +7,15 @@ import torch
 
 from weightspace.errors import ConfigError, UnknownName
 from weightspace.generators import HypernetworkConfig
+from weightspace.generators.gauge import symmetry_of_network
 from weightspace.generators.hypernetwork import Hypernetwork
-from weightspace.networks import CNN, MLP, Layout
+from weightspace.generators.units import unit_layers
+from weightspace.networks import CNN, MLP, Layout, ResNet, ViT
 from weightspace.symmetry import chain_groups, gather_index
 
 MNIST = CNN(image_shape=(1, 28, 28), channels=(32, 16), kernels=(5, 5), pools=(2, 2), hidden=(8,))
+RESIDUAL = ResNet(image_shape=(1, 8, 8), widths=(4, 6), blocks=1)
+TRANSFORMER = ViT(image_shape=(1, 8, 8), patch=(4, 4), width=8, depth=1, heads=2)
 PUBLISHED = {
     "latent": 300,
     "extractor": (300, 300),
@@ -26,7 +30,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def made(network, **changes) -> Hypernetwork:
-    module = Hypernetwork(Layout.of(network.build()), HypernetworkConfig(**changes))
+    module = Hypernetwork(symmetry_of_network(network), HypernetworkConfig(**changes))
     module.reset(seeded())
     return module
 
@@ -53,8 +57,8 @@ def test_default_widths_follow_the_size_of_a_unit():
     assert widths == [math.ceil(12 * math.sqrt(size)) for size in (26, 801, 785, 90 / 10)]
 
 
-@pytest.mark.parametrize("share", ["unit", "layer", "none"])
-@pytest.mark.parametrize("network", [MLP(), CNN(batch_norm=True), MLP(hidden=(5, 4), bias=False)])
+@pytest.mark.parametrize("share", ["unit", "layer", "chunk", "none"])
+@pytest.mark.parametrize("network", [MLP(), CNN(batch_norm=True), MLP(hidden=(5, 4), bias=False), RESIDUAL])
 def test_every_parameter_matters_and_every_weight_is_made(network, share):
     module = made(network, share=share)
     rows = module(torch.randn(8, 32, generator=seeded(1)))
@@ -112,6 +116,55 @@ def test_generated_weights_start_with_the_variance_of_their_layer():
     for name, gain in (("conv1", 2), ("conv2", 2), ("fc1", 2), ("fc2", 1)):
         weight = state[f"{name}.weight"]
         assert float(weight.detach().var()) * weight[0, 0].numel() == pytest.approx(gain, rel=0.3)
+
+
+def test_chunked_weights_start_with_the_variance_of_their_layer():
+    """Whatever layers a chunk belongs to; the embedding of a chunk is shared by its values, so it varies more."""
+    module = made(MNIST, share="chunk", chunk=50, generators=((200, 200),))
+    layout = Layout.of(MNIST.build())
+    state = layout.unflatten(module(2 * torch.rand(64, 32, generator=seeded(4)) - 1))
+    for name, gain in (("conv1", 2), ("conv2", 2), ("fc1", 2), ("fc2", 1)):
+        weight = state[f"{name}.weight"]
+        assert float(weight.detach().var()) * weight[0, 0].numel() == pytest.approx(gain, rel=0.3)
+
+
+def test_chunks_have_few_parameters():
+    """Embeddings, and a network from latent and embedding to a chunk: 20 018 values are 201 chunks of 100."""
+    module = made(MNIST, share="chunk", chunk=100, chunk_embedding=8, generators=((50,),))
+    assert sum(p.numel() for p in module.parameters()) == 201 * 8 + (32 + 8) * 50 + 2 * 50 + 50 * 100
+    row = module.eval()(torch.zeros(1, 32))
+    assert row.shape == (1, 20_018) and row.unique().numel() > 20_000 - 100  # no chunk repeats another
+
+
+def test_units_of_any_network_own_every_value_once():
+    for network in (MLP(), CNN(batch_norm=True), RESIDUAL, TRANSFORMER):
+        symmetry = symmetry_of_network(network)
+        layers = unit_layers(symmetry)
+        owned = torch.cat([layer.places.flatten() for layer in layers]).sort().values
+        generated = [spec for spec in symmetry.layout.tensors if "running" not in spec.role]
+        expected = [torch.arange(symmetry.layout.slices[s.name].start, symmetry.layout.slices[s.name].stop)
+                    for s in generated]  # fmt: skip
+        assert torch.equal(owned, torch.cat(expected))
+        for layer in layers:
+            spec = symmetry.layout.by_name[layer.name]
+            free = {(place.tensor, place.axis) for group in symmetry.groups for place in group.places}
+            assert layer.alike == ((layer.name, spec.output_axis) in free and spec.input_axis is not None)
+
+
+def test_units_of_a_residual_network_have_their_norms():
+    layers = {layer.name: layer for layer in unit_layers(symmetry_of_network(RESIDUAL))}
+    slices = Layout.of(RESIDUAL.build()).slices
+    for conv, norm in (
+        ("conv1", "bn1"),
+        ("layer1.0.conv2", "layer1.0.bn2"),
+        ("layer2.0.downsample.0", "layer2.0.downsample.1"),
+    ):
+        layer = layers[f"{conv}.weight"]
+        for column, role in ((-2, "weight"), (-1, "bias")):
+            place = slices[f"{norm}.{role}"]
+            assert layer.alike and torch.equal(layer.places[:, column], torch.arange(place.start, place.stop))
+    assert not layers["fc.weight"].alike and layers["fc.weight"].variance == pytest.approx(1 / 6)
+    assert layers["layer2.0.conv1.weight"].variance == pytest.approx(2 / (4 * 9))
 
 
 def test_a_network_does_not_depend_on_its_companions():

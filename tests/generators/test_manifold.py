@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from weightspace import datasets, networks
-from weightspace.errors import ConfigError, DatasetError, LayoutError, UnknownName, WeightspaceError
+from weightspace.errors import ConfigError, DatasetError, UnknownName, WeightspaceError
 from weightspace.evaluation.generation import evaluate_generation
 from weightspace.generators import HypernetworkConfig, Manifold, ManifoldConfig
 from weightspace.generators.batch_norm import with_running_statistics
 from weightspace.generators.entropy import entropy
-from weightspace.networks import CNN, MLP, Layout, ResNet18
+from weightspace.networks import CNN, MLP, Layout, ResNet
 from weightspace.networks.population import population_logits, population_metrics
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
@@ -24,6 +24,7 @@ from weightspace.zoo import Zoo
 TARGET = MLP(hidden=(16,))
 SHORT = TrainingConfig(epochs=3, batch_size=12, learning_rate=3e-3, weight_decay=0.0, accelerator="cpu")
 NORMED = CNN(channels=(4, 4), batch_norm=True)
+RESIDUAL = ResNet(image_shape=(1, 8, 8), widths=(4, 6), blocks=1)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -46,8 +47,9 @@ def fitted(data):
 
 @pytest.fixture(scope="module")
 def normed(data):
-    optimisation = replace(SHORT, epochs=1, batch_size=8, learning_rate=0.03)
-    return Manifold.fit(NORMED, data, config=ManifoldConfig(epoch_steps=200, images=16), optimisation=optimisation)
+    optimisation = replace(SHORT, epochs=1, batch_size=16, learning_rate=0.03)
+    config = ManifoldConfig(epoch_steps=120, images=16, accuracy_weight=1e4)
+    return Manifold.fit(NORMED, data, config=config, optimisation=optimisation)
 
 
 def test_samples_are_accurate_after_a_short_training(fitted, data):
@@ -84,7 +86,7 @@ def test_rescaling_raises_the_entropy_of_weights_but_not_that_of_gauged_weights(
     assert gauged[0] == pytest.approx(gauged[1], abs=1e-3)  # 1e-8 below the root of smaller weights
 
 
-@pytest.mark.parametrize("network", [TARGET, CNN(channels=(4, 6), hidden=(7,)), NORMED], ids=["mlp", "cnn", "norm"])
+@pytest.mark.parametrize("network", [TARGET, CNN(channels=(4, 6), hidden=(7,)), NORMED, RESIDUAL])
 def test_vectorised_forward_equals_one_by_one(network, data):
     generator = Manifold(network, ManifoldConfig(), {}, data.train_images[:50])
     generator.module.reset(seeded())
@@ -152,6 +154,7 @@ def test_an_infinite_weight_leaves_no_gradient_of_the_entropy(data):
         {"dimension": 4},
         {"fix_scale": False},
         {"fix_shift": False},
+        {"network": MLP(activation="tanh"), "fix_sign": True},
         {"fix_order": "sort"},
         {"fix_order": "align"},
         {"diversity_warmup": 1.0},
@@ -167,7 +170,8 @@ def test_an_infinite_weight_leaves_no_gradient_of_the_entropy(data):
 )
 def test_every_option_changes_the_result(changes, data):
     """Three steps are enough to see it."""
-    plain, other = (fit(data, epochs=1, epoch_steps=3, **options) for options in ({}, changes))
+    network = {"network": changes["network"]} if "network" in changes else {}
+    plain, other = (fit(data, epochs=1, epoch_steps=3, **options) for options in (network, changes))
     assert not torch.equal(plain.sample(2).weights(), other.sample(2).weights())
 
 
@@ -258,8 +262,18 @@ def test_running_statistics_are_those_of_the_images(data):
 def test_networks_with_batch_normalisation_are_learned(normed, data):
     rows = normed.sample(10).weights()
     _, accuracy = population_metrics(NORMED, rows, data.test_images, data.test_labels)
-    assert float(accuracy.mean()) > 0.6
+    assert float(accuracy.mean()) > 0.5
     assert (normed.layout.unflatten(rows)["norm1.running_mean"].abs() > 0).all()
+
+
+def test_residual_networks_are_learned(data):
+    optimisation = replace(SHORT, epochs=1, batch_size=16, learning_rate=0.1)
+    config = ManifoldConfig(epoch_steps=150, images=16, accuracy_weight=1e4)
+    fitted = Manifold.fit(RESIDUAL, data, config=config, optimisation=optimisation)
+    rows = fitted.sample(10).weights()
+    _, accuracy = population_metrics(RESIDUAL, rows, data.test_images, data.test_labels)
+    assert float(accuracy.mean()) > 0.25  # untrained ones have .1
+    assert fitted.header["fit"]["last"]["validation_disagreement"] > 0
 
 
 def test_paths_start_and_end_at_their_networks(fitted, normed):
@@ -281,8 +295,6 @@ def test_bad_input_is_one_sentence(fitted, data):
         fitted.sample(0)
     with pytest.raises(DatasetError, match=r"\(1, 28, 28\)"):
         Manifold.fit(MLP(image_shape=(1, 28, 28)), data)
-    with pytest.raises(LayoutError):
-        Manifold.fit(ResNet18(image_shape=(1, 8, 8)), data)
     with pytest.raises(ConfigError, match="neighbours"):
         Manifold.fit(TARGET, data, optimisation=replace(SHORT, batch_size=1))
     with pytest.raises((UnknownName, TypeError), match="L1"):

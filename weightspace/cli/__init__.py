@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 
 COMMANDS = {
     "demo": ("weightspace.cli.demo:demo", "Run everything on scikit-learn's digits: train, learn, predict, generate."),
-    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo."),
+    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo; `fit manifold` is `manifold fit`."),
     "embed": ("weightspace.cli.encode:embed", "Write the embeddings of a zoo's checkpoints."),
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
     "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
@@ -53,6 +53,10 @@ MANIFOLD_COMMANDS = {
 }
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 """Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
+SPELLINGS: dict[tuple[str, ...], list[str]] = {("fit", "manifold"): ["manifold", "fit"]}
+"""Other ways to begin a command: every method can be fitted by `fit METHOD`, whatever it learns from."""
+USER_ERROR, INTERRUPTED = 2, 130
+"""Exit codes."""
 
 app = App(
     name="weightspace",
@@ -127,6 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(ended.__context__, BrokenPipeError):  # rich has silenced the output and wants to end
             return UNREAD
         raise
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words[:2] = SPELLINGS.get(tuple(words[:2]), words[:2])
+    return app.meta(words, result_action="return_value") or 0
 
 
 def _say(sentence: str) -> None:

@@ -14,7 +14,7 @@ def fit(
     *,
     target: str = "mlp",
     data: str = "digits",
-    out: Path,
+    out: Path = Path("manifold"),
     config: Annotated[ManifoldConfig, Parameter(name="*")] = ManifoldConfig(),  # noqa: B008 - frozen
     optimisation: Annotated[ManifoldTraining, Parameter(name="*")] = ManifoldTraining(),  # noqa: B008 - frozen
     data_root: Path | None = None,
@@ -23,7 +23,7 @@ def fit(
     """Train a hypernetwork whose samples are networks that solve a task; needs no zoo.
 
     Args:
-        target: Preset of the networks to generate: mlp, cnn, cnn_s or cnn_l.
+        target: Preset of the networks to generate: mlp, cnn, cnn_s, cnn_l, resnet18, resnet32 or another classifier.
         data: Images that they are trained on: digits, or a data set in the data root.
         out: Folder of the fitted hypernetwork; an interrupted training is continued there.
         data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.

@@ -7,16 +7,15 @@ Latents are mapped to networks that are accurate, and diverse beyond the symmetr
 It needs no zoo, only images and labels. Here L / λ is minimised: the same optimum, but the size of its gradient does
 not depend on λ, so that one clipping threshold serves all, and an infinite λ is plain accuracy.
 
-Axes: m network, z latent scalar, p parameter, b image of a network, n image, k class, t point of a path.
+Axes: m network, z latent scalar, p parameter, b image of a network, n image, k class, t point of a path, l layer,
+q value of its code.
 """
 
 import json
 import math
-import platform
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -38,22 +37,16 @@ from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.generators.batch_norm import calibration_images, with_batch_statistics, with_running_statistics
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
 from weightspace.generators.gauge import RUNNING, Gauge, Order
+from weightspace.generators.hypergan import AdversarialConfig, Adversary, code_shape, pretrain_mixer
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
-from weightspace.networks import Layout, Network
+from weightspace.generators.pretrained import CARD, CONFIG, FORMAT, FORMAT_VERSION, MODEL, provenance, read_config
+from weightspace.generators.warm_start import WarmStart
+from weightspace.networks import SIREN, Classifier, Network
 from weightspace.networks.population import as_classifier
-from weightspace.training import History, TrainingConfig
+from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 from weightspace.zoo.writer import write_file
 
-FORMAT, FORMAT_VERSION = "weightspace-generator", 1
-CONFIG, MODEL = "config.json", "model.safetensors"
-CARD = """---
-{{ card_data }}
----
-
-A generator of neural networks, fitted with weightspace; `config.json` says by which method, for which network, on which
-data and how. Read it with `weightspace.generators.Manifold.from_pretrained(folder)`.
-"""
 VALIDATION_BATCHES, VALIDATION_IMAGES = 8, 500
 _DRAWN_AT_ONCE = 1024
 
@@ -84,11 +77,16 @@ class ManifoldConfig:
     """Entropy of weights whose scale symmetry is fixed."""
     fix_shift: bool = True
     """The same for the shift of all logits."""
+    fix_sign: bool = False
+    """The same for the sign of units of odd activations, and of weights before a batch normalisation."""
     fix_order: Order = "none"
     """The same for the order of units, see `Gauge.of`."""
     prior_std: float | None = None
     """Deviation of a Gaussian prior of every weight, whose -E log p is added to the loss. Without gauges, and with λ
     the number of training images, this is variational inference (Bayes by hypernet, Pawlowski et al., 2017)."""
+    adversarial: AdversarialConfig | None = None
+    """HyperGAN's term of diversity, a discriminator of codes; beside the entropy, unless λ is infinite. It wants a
+    normal prior and codes of one size, as with `share="layer"`."""
     images: int = 48
     """Images of each network in a step; each network has its own. Networks of a step are the batch of the training."""
     epoch_steps: int = 100
@@ -136,7 +134,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
 
     def __init__(
         self,
-        network: Network,
+        network: Classifier,
         config: ManifoldConfig,
         header: dict,
         calibration: Float[Tensor, "n c h w"] | None = None,
@@ -147,10 +145,12 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         """Network, data set and, with `fit`, how it was trained."""
         self.calibration = calibration
         """Training images for running statistics; `None` if the network has no batch normalisation."""
-        self.layout = Layout.of(network.build())
-        self.module = Hypernetwork(self.layout, config.hypernetwork)
-        self.gauge = Gauge.of(network, scale=config.fix_scale, shift=config.fix_shift, order=config.fix_order)
-        self._free = Gauge.of(network, scale=False, shift=False).parameters()
+        self.gauge = Gauge.of(
+            network, scale=config.fix_scale, shift=config.fix_shift, sign=config.fix_sign, order=config.fix_order
+        )
+        self.layout = self.gauge.layout
+        self.module = Hypernetwork(self.gauge.symmetry, config.hypernetwork)
+        self._free = self.gauge.parameters()
         self._target = with_batch_statistics(network.build())
 
     @classmethod
@@ -161,20 +161,24 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         *,
         config: ManifoldConfig | None = None,
         optimisation: TrainingConfig = ManifoldTraining(),
+        warm_start: WarmStart | None = None,
         folder: Path | str | None = None,
     ) -> "Manifold":
         """Train a hypernetwork for a network and a task.
 
         Args:
-            network: The target: a plain chain of layers, batch normalisation included.
+            network: The target: any classifier whose symmetries can be traced, batch normalisation and residual
+                streams included.
             data: Training images; validation images choose the epoch that is kept.
             optimisation: `batch_size` is the number of networks in a step, an epoch has `config.epoch_steps` steps.
+            warm_start: A zoo whose networks the hypernetwork learns to make first.
             folder: Where everything is saved; an interrupted training continues there.
 
         Raises:
             ConfigError: Two networks a step are too few for the entropy or for batch normalisation.
             DatasetError: The images have another shape than the network's.
-            LayoutError: The network is not a plain chain.
+            LayoutError: The network cannot be traced.
+            ZooError: The warm start has another layout than the network.
 
         >>> from weightspace import datasets
         >>> short = TrainingConfig(epochs=1, batch_size=4, accelerator="cpu")
@@ -196,34 +200,55 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
             "dataset": {"name": data.name, "digest": data.digest, "image_shape": list(data.image_shape)},
         }
         fitted = cls(network, config, header, calibration_images(network, data, optimisation.seed))
-        fitted.module.reset(torch.Generator().manual_seed(optimisation.seed))
+        module, codes = fitted._prepared(optimisation, warm_start)
+        start = (warm_start.zoo.digest, warm_start.steps, warm_start.batch) if warm_start else ()
         count, steps = optimisation.batch_size, optimisation.epochs * config.epoch_steps
 
-        def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def prior(generator: torch.Generator) -> tuple[Tensor, ...]:
+            return (torch.randn(count, *codes, generator=generator),) if codes else ()
+
+        def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
             for _ in range(config.epoch_steps):
                 chosen = torch.randint(len(data.train_labels), (count, config.images), generator=generator)
-                yield fitted.latents(count, generator), data.train_images[chosen], data.train_labels[chosen]
+                latents = fitted.latents(count, generator)
+                yield latents, data.train_images[chosen], data.train_labels[chosen], *prior(generator)
 
-        def validation(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def validation(generator: torch.Generator) -> Iterator[tuple[Tensor, ...]]:
             for _ in range(VALIDATION_BATCHES):
                 chosen = torch.randperm(len(data.validation_labels), generator=generator)[:VALIDATION_IMAGES]
                 images, labels = data.validation_images[chosen], data.validation_labels[chosen]
                 latents = fitted.latents(count, generator)
-                yield latents, images.expand(count, *images.shape), labels.expand(count, -1)
+                yield latents, images.expand(count, *images.shape), labels.expand(count, -1), *prior(generator)
 
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(folder or scratch)
             history = training.train(
-                fitted.module,
+                module,
                 lambda module, batch: fitted.objective(module, *batch, steps=steps),
                 batches, config.epoch_steps, validation, optimisation, target,
-                label="training the hypernetwork", identity=repr((network, config, data.digest)),
+                label="training the hypernetwork", identity=repr((network, config, data.digest, *start)),
             )  # fmt: skip
             fitted.module.eval()
-            fitted.header |= {"fit": _provenance(optimisation, data, history)}
+            fitted.header |= {"fit": provenance(optimisation, data, history)}
             if folder is not None:
                 fitted.save_pretrained(target)
         return fitted
+
+    def _prepared(
+        self, optimisation: TrainingConfig, warm_start: WarmStart | None
+    ) -> tuple[nn.Module, tuple[int, ...]]:
+        """What is to be trained, as it starts, and number and size of the codes that a discriminator judges."""
+        generator = torch.Generator().manual_seed(optimisation.seed)
+        self.module.reset(generator)
+        rate = optimisation.learning_rate
+        if warm_start is not None:
+            warm_start.fit(self.module, self.gauge, self.latents, learning_rate=rate, generator=generator)
+        if self.config.adversarial is None:
+            return self.module, ()
+        adversary = Adversary(self.module, self.config.adversarial)
+        adversary.reset(generator)
+        pretrain_mixer(self.module, self.latents, self.config.adversarial, learning_rate=rate, generator=generator)
+        return adversary, code_shape(self.module)
 
     def objective(
         self,
@@ -231,19 +256,25 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         latents: Float[Tensor, "m z"],
         images: Float[Tensor, "m b c h w"],
         labels: Int64[Tensor, "m b"],
+        prior: Float[Tensor, "m l q"] | None = None,
         *,
         steps: int,
     ) -> dict[str, Tensor]:
         """Loss of some networks, each on images of its own, with its parts and the diagnostics of section 6.
 
+        Args:
+            prior: Draws that a discriminator compares codes with; `module` is an `Adversary` then.
+
         Returns:
-            loss, cross_entropy, entropy and, with a prior, surprise (nats), accuracy, separation: the mean distance to
+            loss, cross_entropy, entropy and, with a prior, surprise, with a discriminator, mixer and discriminator
+            (nats), accuracy, separation: the mean distance to
             the nearest network over the norm. In evaluation mode, where all networks see the same images, also
             accuracy_std, accuracy_min, disagreement of two networks, and the entropy without gauge; and loss, by which
             the epoch is chosen, is the share of wrong predictions: the cross-entropy of sure networks rises long
             before that.
         """
-        rows = module(latents).float()
+        rows, verdicts = (module(latents), {}) if prior is None else module(latents, prior)
+        rows = rows.float()
         logits = self.logits(rows, images)
         cross_entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
         hits = (logits.argmax(2) == labels).float().mean(1)
@@ -259,6 +290,9 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         if config.prior_std is not None:  # up to the constant of the Gaussian
             parts["surprise"] = rows[:, free].square().sum(1).mean() / (2 * config.prior_std**2)
             parts["loss"] = parts["loss"] + share * parts["surprise"]
+        if config.adversarial is not None:
+            parts |= verdicts
+            parts["loss"] = parts["loss"] + config.adversarial.weight * verdicts["mixer"] + verdicts["discriminator"]
         with torch.no_grad():
             near = neighbour_distances(gauged, norm=config.norm) / gauged.norm(ORDERS[config.norm], dim=1)
             parts |= {"accuracy": hits.mean(), "separation": near.mean()}
@@ -359,13 +393,15 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
                 raise WeightspaceError(
                     f"there is no folder {folder}, and the Hugging Face Hub gave nothing under that name: {error}"
                 ) from error
-        content = _read_config(folder / CONFIG)
+        content = read_config(folder / CONFIG, cls.name)
         config = structure(content["config"], ManifoldConfig)
         try:
             tensors = load_file(folder / MODEL)
         except (OSError, SafetensorError) as error:
             raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the generator again") from error
         network = networks.from_json(content["header"]["network"])
+        if isinstance(network, SIREN):
+            raise WeightspaceError(f"{folder} was made for a SIREN, which is no classifier; fit the generator again")
         fitted = cls(network, config, content["header"], tensors.pop("calibration", None))
         try:
             fitted.module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
@@ -375,37 +411,3 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
             ) from error
         fitted.module.eval()
         return fitted
-
-
-def _read_config(path: Path) -> dict:
-    """Content of `config.json` of a fitted generator."""
-    if not path.is_file():
-        raise WeightspaceError(f"{path.parent} holds no fitted generator: {path.name} is missing")
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise WeightspaceError(f"{path} is not readable JSON ({error}); fit the generator again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("method") != Manifold.name:
-        raise WeightspaceError(f'{path} does not describe a fitted generator: expected "format": "{FORMAT}"')
-    if not isinstance(content.get("version"), int) or content["version"] > FORMAT_VERSION:
-        raise WeightspaceError(
-            f"{path} has format version {content.get('version')}, this weightspace reads up to {FORMAT_VERSION}: "
-            "update weightspace"
-        )
-    if missing := [key for key in ("config", "header") if not isinstance(content.get(key), dict)]:
-        raise WeightspaceError(f"{path} lacks {missing[0]!r}; fit the generator again")
-    return content
-
-
-def _provenance(optimisation: TrainingConfig, data: Dataset, history: History) -> dict:
-    """What is recorded with a fitted generator: how, on what data, with which versions, on what machine, how long."""
-    packages = ("weightspace", "torch", "lightning-fabric", "numpy")
-    return {
-        "optimisation": asdict(optimisation),
-        "images": len(data.train_images),
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-        "hardware": {"machine": platform.machine(), "threads": torch.get_num_threads()},
-        "seconds": round(sum(record["seconds"] for record in history), 1),
-        "epochs": len(history),
-        "last": history[-1],
-    }

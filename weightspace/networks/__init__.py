@@ -11,7 +11,7 @@ from weightspace.networks.inference import layout_from_state
 from weightspace.networks.layout import Layout, TensorSpec
 from weightspace.networks.mlp import MLP, mlp
 from weightspace.networks.pooled_cnn import PooledCNN, arch1, small_cnn
-from weightspace.networks.resnet import ResNet18, resnet18
+from weightspace.networks.resnet import ResNet, ResNet18, resnet18, resnet32
 from weightspace.networks.siren import SIREN, siren, siren_dws, siren_wave
 from weightspace.networks.vit import ViT, transformer, vit
 from weightspace.networks.wild_park import WildPark, wild_park
@@ -24,6 +24,7 @@ __all__ = [
     "Layout",
     "Network",
     "PooledCNN",
+    "ResNet",
     "ResNet18",
     "TensorSpec",
     "ViT",
@@ -36,13 +37,14 @@ __all__ = [
     "wild_park",
 ]
 
-Classifier = CNN | MLP | PooledCNN | ResNet18 | ViT | WildPark
+Classifier = CNN | MLP | PooledCNN | ResNet | ResNet18 | ViT | WildPark
 Network = Classifier | SIREN
 
 _FAMILIES: dict[str, type[Network]] = {
     "CNN": CNN,
     "MLP": MLP,
     "PooledCNN": PooledCNN,
+    "ResNet": ResNet,
     "ResNet18": ResNet18,
     "SIREN": SIREN,
     "ViT": ViT,
@@ -56,6 +58,7 @@ _PRESETS: dict[str, Callable[[tuple[int, int, int], int], Network]] = {
     "cnn_l": cnn_l,
     "mlp": mlp,
     "resnet18": resnet18,
+    "resnet32": resnet32,
     "siren": siren,
     "siren_dws": siren_dws,
     "siren_wave": siren_wave,
