@@ -125,15 +125,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0.1.0
     0
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    words[:2] = SPELLINGS.get(tuple(words[:2]), words[:2])
     try:
-        return app.meta(list(sys.argv[1:] if arguments is None else arguments), result_action="return_value") or 0
+        return app.meta(words, result_action="return_value") or 0
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # rich has silenced the output and wants to end
             return UNREAD
         raise
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    words[:2] = SPELLINGS.get(tuple(words[:2]), words[:2])
-    return app.meta(words, result_action="return_value") or 0
 
 
 def _say(sentence: str) -> None:
