@@ -48,7 +48,6 @@ ALIGN_COMMANDS = {
 }
 MANIFOLD_COMMANDS = {
     "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
-    "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
