@@ -177,6 +177,17 @@ def test_sets_read_networks_of_any_depth_together():
         assert_invariant(module, drawn(architecture), 1e-12)
 
 
+@pytest.mark.parametrize("encoder", [NFNNP, NFNHNP])
+def test_waves_of_weights_are_read(encoder):
+    mlp = ARCHITECTURES["mlp"]
+    config = NFNConfig(channels=(4,), width=16, frequencies=3, frequency_scale=0.1)
+    module = prepared(encoder, [mlp], config=config)
+    assert_invariant(module, drawn(mlp), 1e-12)
+    waves = module.features(torch.tensor([[0.25, -1.0]], dtype=torch.float64)).unflatten(1, (2, 2, 3))[0]
+    angles = 2 * torch.pi * torch.tensor([[0.25], [-1.0]], dtype=torch.float64) * module.features.frequencies
+    torch.testing.assert_close(waves, torch.stack([angles.sin(), angles.cos()], dim=1))
+
+
 @pytest.mark.parametrize("encoder", [NFNNP, NFNHNP, DWS, UNF, NFT])
 def test_layers_without_biases_are_read(encoder):
     bare = Architecture.of(MLP(hidden=(9, 7), bias=False))
@@ -220,6 +231,7 @@ def test_a_network_without_hidden_units_has_nothing_to_renumber():
         lambda: DeepSetsConfig(width=0),
         lambda: NFNConfig(channels=()),
         lambda: NFNConfig(dropout=1.0),
+        lambda: NFNConfig(frequencies=-1),
         lambda: UNFConfig(layers=0),
         lambda: NFTConfig(heads=3),
         lambda: DWSConfig(channels=0),
@@ -253,9 +265,11 @@ def zoos():
 
 
 @pytest.mark.parametrize("encoder", CONFIGS)
-def test_what_is_learned_beats_a_constant(encoder, zoos):
+def test_what_is_learned_beats_a_constant_and_is_kept(encoder, zoos, tmp_path):
     train, validation, test = zoos
     optimisation = PredictorTraining(epochs=15, learning_rate=5e-3, accelerator="cpu")
     fitted = Predictor.fit(encoder, train, validation=validation, config=CONFIGS[encoder], optimisation=optimisation)
     true, predicted = test.table["metric.test_accuracy"], fitted.predict(test)["metric.test_accuracy"]
     assert (predicted - true).pow(2).mean() < 0.5 * true.var(ddof=0)
+    fitted.save_pretrained(tmp_path)
+    assert torch.equal(Predictor.load(tmp_path, encoder).outputs(test), fitted.outputs(test))

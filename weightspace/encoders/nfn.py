@@ -10,6 +10,7 @@ Axes: m network, t unit that is made, s unit that is read, n unit, c channel, d 
 networks are numbered from 0.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,8 +35,8 @@ Biases = list[Tensor]
 class NFNConfig:
     """Sizes of an NFN; those published for the Small CNN Zoo.
 
-    >>> NFNConfig.siren().channels
-    (512, 512, 512)
+    >>> NFNConfig.siren().channels, NFNConfig.siren().frequencies
+    ((512, 512, 512), 128)
     """
 
     channels: tuple[int, ...] = (16, 16, 5)
@@ -44,17 +45,23 @@ class NFNConfig:
     """Of each of the two hidden layers that read the pooled channels."""
     dropout: float = 0.0
     """In the two hidden layers."""
+    frequencies: int = 0
+    """Random ones, of which each weight becomes sine and cosine; 0 leaves the weight as it is."""
+    frequency_scale: float = 3.0
+    """Deviation of the frequencies; published are 3 for SIRENs of MNIST and 10 for others."""
 
     def __post_init__(self):
         if min(*self.channels, self.width, 1) < 1 or not self.channels:
             raise ConfigError(f"an NFN needs at least one layer and sizes of at least 1, got {self}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.frequencies < 0 or self.frequency_scale <= 0:
+            raise ConfigError(f"frequencies of an NFN cannot be negative, and their scale is above 0, got {self}")
 
     @classmethod
     def siren(cls) -> "NFNConfig":
-        """Sizes published for classifiers of SIRENs, without their Fourier features; too large for a CPU."""
-        return cls(channels=(512, 512, 512), dropout=0.5)
+        """Sizes published for classifiers of SIRENs; too large for a CPU."""
+        return cls(channels=(512, 512, 512), dropout=0.5, frequencies=128)
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,25 @@ class ChainShape:
         """The shape of `unit_tensors.chain_tensors`."""
         weights = [tensor.index.shape for tensor in tensors if len(tensor.axes) == 2]
         return cls(tuple(shape[2] for shape in weights), weights[0][1], weights[-1][0])
+
+
+class FourierFeatures(nn.Module):
+    """Sines and cosines of weights at random frequencies, which stay as they are drawn (Tancik et al., 2020).
+
+    >>> FourierFeatures(8, scale=3.0)(torch.zeros(2, 5, 4, 9)).shape
+    torch.Size([2, 5, 4, 144])
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, count: int, scale: float):
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(count))
+
+    def forward(self, x: Float[Tensor, "m ..."]) -> Float[Tensor, "m ..."]:
+        """Twice as many channels as frequencies for each value."""
+        angles = 2 * math.pi * x[..., None] * self.frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
 class _Sum(nn.Module):
@@ -242,7 +268,10 @@ class _NFN(WeightEncoder):
         for architecture in architectures[1:]:
             self._tensors(architecture)
         self.scale = OrbitScale(tensors)
-        channels = (1, *config.channels)
+        waves = config.frequencies
+        self.features = FourierFeatures(waves, config.frequency_scale) if waves else nn.Identity()
+        self.channels = channels = (2 * waves or 1, *config.channels)
+        """Of every weight before and after each layer."""
         self.layers = nn.ModuleList([self.layer(self.shape, *some) for some in pairwise(channels)])
         kernels, shape = self.shape.kernels, self.shape
         ends = kernels[0] * shape.inputs + (kernels[-1] + 1) * shape.outputs
@@ -259,7 +288,7 @@ class _NFN(WeightEncoder):
 
     def encode(self, networks: Networks) -> Float[Tensor, "m d"]:
         """Values of the last hidden layer."""
-        read = self.scale(networks, self._tensors(networks.architecture))
+        read = [self.features(x) for x in self.scale(networks, self._tensors(networks.architecture))]
         weights, biases = read[: len(read) // 2], read[len(read) // 2 :]
         for number, layer in enumerate(self.layers):
             weights, biases = layer(*self.coded(number, weights, biases))
@@ -295,7 +324,7 @@ class NFNNP(_NFN):
 
     def __init__(self, config: NFNConfig, architectures: Sequence[Architecture], outputs: int):
         super().__init__(config, architectures, outputs)
-        self.codes = nn.ModuleList([IOCodes(self.shape, channels) for channels in (1, *config.channels[:-1])])
+        self.codes = nn.ModuleList([IOCodes(self.shape, channels) for channels in self.channels[:-1]])
 
     def coded(self, number: int, weights: Weights, biases: Biases) -> tuple[Weights, Biases]:
         """With codes of inputs and outputs."""
