@@ -112,7 +112,7 @@ def shuffled(some: Networks) -> Networks:
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [("cnn", torch.float32), ("vit", torch.float32), *((name, torch.float64) for name in NETWORKS)],
+    [("cnn", torch.float32), *((name, torch.float64) for name in NETWORKS)],
     ids=str,
 )
 @by_name
@@ -158,7 +158,7 @@ def test_a_gradient_reaches_every_parameter(encoder):
     assert [name for name, p in module.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["cnn with norms", "park", "vit"])
 @pytest.mark.parametrize("encoder", [e for e in SMALL if e is not ProbeGen], ids=lambda encoder: encoder.name)
 def test_every_tensor_is_read(encoder, name):
     some = some_networks(name)

@@ -45,7 +45,7 @@ class DNGConfig:
     """Of the states of nodes."""
     frequencies: int = 32
     """Random directions of the Fourier features."""
-    spread: float = 0.3
+    spread: float = 0.1
     """Deviation of the frequencies, for weights of deviation one."""
     sweeps: int = 1
     """How often the network is read; from the second time on nodes remember their states."""

@@ -135,6 +135,8 @@ def output_nodes(graph: ParameterGraph) -> int:
 def node_activations(networks: Networks) -> list[Int64[Tensor, " m"]]:
     """For each set of nodes the number of its activation in each network; that of inputs and outputs means nothing.
 
+    Where layers of a Wild Park write to the same units, it is the activation of the first of them.
+
     >>> from weightspace.networks import WildPark
     >>> park = Architecture.of(WildPark(activations=("relu", "tanh")))
     >>> [int(number) for number in node_activations(Networks.of(torch.zeros(1, park.layout.parameters), park))]

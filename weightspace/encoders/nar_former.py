@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from weightspace.encoders.dng import DNG, DNGConfig
-from weightspace.encoders.graph_parts import node_activations
 from weightspace.encoders.weight_encoder import WeightEncoder, perceptron
 from weightspace.errors import ConfigError
-from weightspace.views.architecture import Architecture, Networks
+from weightspace.networks import WildPark
+from weightspace.views.architecture import Architecture, Networks, activation_number
 
 _SINES = 32
 _END, _NONE = 1e5, -1.0  # the numbers of the last token, and of a source or a size that is not there, as published
@@ -85,8 +85,9 @@ def tokens(architecture: Architecture, activation: int) -> Float[Tensor, "t f"]:
     torch.Size([5, 704])
     """
     graph = architecture.graph
-    one = Networks(torch.zeros(1, architecture.layout.parameters), architecture, torch.tensor([activation]))
-    activations = [int(numbers) for numbers in node_activations(one)]
+    activations = [activation] * graph.levels
+    if isinstance(architecture.network, WildPark):
+        activations = [activation_number(name) for name in architecture.network.activations]
     inputs = [i for i, nodes in enumerate(graph.nodes) if nodes.kind == "input"]
     written = [(0, set(inputs))]  # sets of nodes that each layer writes to
     width = float(sum(graph.nodes[i].size for i in inputs))
@@ -97,13 +98,13 @@ def tokens(architecture: Architecture, activation: int) -> Float[Tensor, "t f"]:
         sources = [float(before) for before, sets in written if sets & read] or [_NONE]
         kernel = next((some.kernel for some in edges if len(some.kernel) == 2), (1, 1))
         places = max((some.kernel[0] for some in edges if len(some.kernel) == 1), default=1)
-        hidden = sorted(i for i in made if graph.nodes[i].kind == "hidden")
+        hidden = any(graph.nodes[i].kind == "hidden" for i in made)
         counts = {"bias": 0.0, "norm": 0.0}
         for values in graph.values:
             if values.level == level and values.role != "other":
                 counts["bias" if values.role == "bias" else "norm"] += values.index.numel()
         units = [sum(graph.nodes[i].size for i in some) for some in (read, made)]
-        acting = float(activations[hidden[0]]) if hidden else _NONE
+        acting = float(activations[level - 1]) if hidden else _NONE
         sizes = [*map(float, (*kernel, places, *units)), acting, *counts.values()]
         operation = 1 + _KINDS.index(architecture.layout.by_name[edges[0].tensor].layer)
         found.append(_token([float(operation), float(level)], sources, sizes))

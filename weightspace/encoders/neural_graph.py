@@ -45,7 +45,7 @@ class NGGNNConfig:
     dropout: float = 0.0
     frequencies: int = 32
     """Random directions of the Fourier features."""
-    spread: float = 0.3
+    spread: float = 0.1
     """Deviation of the frequencies, for weights of deviation one."""
     kernel: int | None = None
     """Side of the largest kernel; that of the training networks when missing."""
