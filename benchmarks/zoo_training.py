@@ -7,9 +7,9 @@ small CNN of the digits (994) and an MLP (1060), batches of 32, Adam, each netwo
 decay and batches (no dropout). One by one is an ordinary loop with PyTorch's modules and `torch.optim.Adam`; the pools
 have a process a core, started before the clock, and one by one in a pool is one process a model on all cores. With a
 GPU (or `--device cuda`) the vectorised way runs there too, with 512 networks at once, as it is and compiled into a CUDA
-graph; `--compile` compiles it on the CPU. Compiling itself is not in those times. Evaluation and storage are left out. All ways are
-checked to end with the same networks. Prints seconds, network steps a second, and the ratio to the plain loop and to
-the pool of plain loops; other work on the machine slows all of them, not all equally.
+graph; `--compile` compiles it on the CPU. Compiling itself is not in those times. Evaluation and storage are left out.
+All other ways are checked to end with the same networks. Prints seconds, network steps a second, and the ratio to the
+plain loop and to the pool of plain loops; other work on the machine slows all of them, not all equally.
 """
 
 from argparse import ArgumentParser
