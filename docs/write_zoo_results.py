@@ -3,8 +3,8 @@
 python docs/write_zoo_results.py FOLDER [NAME ...] [--data-root DIR]
 
 About an hour on two cores, or the named zoos only. FOLDER gets the zoos; what is there already is kept. The page has
-every finished zoo in FOLDER; of one that was not trained here, the time is that from its first file to its last part.
-The images are those of `WEIGHTSPACE_DATA`, or of DIR.
+every finished zoo in FOLDER, with the time from its first file to its last part. The images are those of
+`WEIGHTSPACE_DATA`, or of DIR.
 """
 
 import contextlib

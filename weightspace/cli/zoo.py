@@ -36,6 +36,7 @@ def train(
     workers: int | None = None,
     backend: Backend = "processes",
     device: str = "cpu",
+    compile: bool = False,
 ) -> None:
     """Train a zoo into a folder, or finish one that was interrupted.
 
@@ -46,9 +47,10 @@ def train(
         workers: Processes; one a core by default.
         backend: Processes of this machine, or the Ray cluster of RAY_ADDRESS.
         device: cpu, or a GPU as PyTorch names it.
+        compile: Train in compiled steps, on a GPU with CUDA graphs; with large units (--unit-models 512).
     """
     # `published` has filled `recipe` before this function is called
-    zoo = train_zoo(path, recipe, data_root=data_root, workers=workers, backend=backend, device=device)
+    zoo = train_zoo(path, recipe, data_root=data_root, workers=workers, backend=backend, device=device, compile=compile)
     Console().print(f"{len(zoo.models)} networks, {len(zoo)} checkpoints: {path}", highlight=False)
 
 

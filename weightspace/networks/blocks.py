@@ -64,7 +64,8 @@ class Conv2d(nn.Conv2d):
     """A convolution with zero padding that `torch.func.vmap` runs network by network where that is quicker.
 
     PyTorch turns the convolutions of many networks into one grouped convolution. On a CPU that is quick for tiny ones
-    and slower than one call a network for larger ones, both forwards and backwards.
+    and slower than one call a network for larger ones, both forwards and backwards. A compiled program has PyTorch's
+    own, since the compiler takes no function with a rule for batches of its own.
 
     >>> Conv2d(1, 2, 3)(torch.zeros(4, 1, 8, 8)).shape
     torch.Size([4, 2, 6, 6])
@@ -72,6 +73,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """The convolution."""
+        if torch.compiler.is_compiling():
+            return super().forward(x)
         return _Convolution.apply(x, self.weight, self.bias, self.stride, self.padding)
 
 
@@ -144,8 +147,10 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The largest value of each square; a remainder at the right and lower edge is cut."""
+        if x.is_cuda or torch.compiler.is_compiling():
+            return F.max_pool2d(x, self.side)
         if torch.is_grad_enabled():
-            return F.max_pool2d(x, self.side) if x.is_cuda else _MaxPool.apply(x, self.side)[0]
+            return _MaxPool.apply(x, self.side)[0]
         rows, columns = (size // self.side * self.side for size in x.shape[-2:])
         x = reduce(torch.maximum, (x[..., i : rows : self.side, :columns] for i in range(self.side)))
         return reduce(torch.maximum, (x[..., i :: self.side] for i in range(self.side)))

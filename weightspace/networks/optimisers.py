@@ -8,9 +8,9 @@
 Axes: m network, p parameter.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import cos, pi
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +44,21 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
         1 / (_START * _END), 1.0, (steps - step) / max(1e-9, steps - 1 - peak)
     )  # fmt: skip
     return low + (high - low) * (1 - cos(pi * share)) / 2
+
+
+class OptimiserState(NamedTuple):
+    """Where a population is."""
+
+    rows: Float[Tensor, "m p"]
+    first: Float[Tensor, "m p"]
+    """Momentum of `sgd`, mean of the gradients of Adam."""
+    second: Float[Tensor, "m p"]
+    """Mean of the squared gradients."""
+    diverged: Bool[Tensor, "m 1"]
+
+
+Step = Callable[..., OptimiserState]
+"""From a state, the factors of the step and its data, to the next state."""
 
 
 class PopulationOptimiser:
@@ -81,13 +96,21 @@ class PopulationOptimiser:
         if schedule not in SCHEDULES:
             raise unknown_name("schedule", schedule, SCHEDULES)
         self.name, self.schedule, self.steps, self.steps_done = name, schedule, steps, 0
-        self.rows = rows.clone()
-        self.diverged: Bool[Tensor, "m 1"] = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+        diverged = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
+        self.state = OptimiserState(rows.clone(), torch.zeros_like(rows), torch.zeros_like(rows), diverged)
         self._learning_rate, self._weight_decay = learning_rate[:, None], weight_decay[:, None]
         self._momentum = momentum[:, None]
-        self._first, self._second = torch.zeros_like(rows), torch.zeros_like(rows)
 
-    @torch.no_grad()
+    @property
+    def rows(self) -> Float[Tensor, "m p"]:
+        """The networks as they are now."""
+        return self.state.rows
+
+    @property
+    def diverged(self) -> Bool[Tensor, "m 1"]:
+        """Which networks stay where they are."""
+        return self.state.diverged
+
     def step(self, gradient: Float[Tensor, "m p"], fixed: Iterable[tuple[slice, Tensor]] = ()) -> None:
         """One step of every network that has not diverged.
 
@@ -95,28 +118,53 @@ class PopulationOptimiser:
             fixed: New values of the parts of the rows that no gradient makes, running statistics for example.
         """
         self.steps_done += 1
-        learning_rate = self._learning_rate
-        if self.schedule != "constant":
-            learning_rate = learning_rate * schedule_factor(self.schedule, self.steps_done, self.steps)
-        proposed = self.rows
+        self.state = self.advanced(self.state, gradient, self.factors(self.steps_done), fixed)
+
+    def take(self, step: Step, *data: object) -> None:
+        """Go to the state that a step of the whole population, gradient included, leads to."""
+        self.steps_done += 1
+        self.state = step(self.state, self.factors(self.steps_done), *data)
+
+    def factors(self, step: int) -> tuple[float, float, float]:
+        """What changes from step to step: the factor on learning rates, and the weights of Adam's two means.
+
+        Args:
+            step: Counted from 1.
+        """
+        return schedule_factor(self.schedule, step, self.steps), 1 - 0.9**step, 1 - 0.999**step
+
+    @torch.no_grad()
+    def advanced(
+        self,
+        state: OptimiserState,
+        gradient: Float[Tensor, "m p"],
+        factors: Sequence[float | Float[Tensor, ""]],
+        fixed: Iterable[tuple[slice, Tensor]] = (),
+    ) -> OptimiserState:
+        """The state one step later, a function of the arguments alone.
+
+        Args:
+            factors: As of `factors`, or tensors of the same values for a compiled program.
+        """
+        rate, first_weight, second_weight = factors
+        learning_rate = self._learning_rate if self.schedule == "constant" else self._learning_rate * rate
+        proposed, first, second = state.rows, state.first, state.second
         if self.name == "adamw":
             proposed = proposed * (1 - learning_rate * self._weight_decay)
         else:
-            gradient = gradient + self._weight_decay * self.rows
-        proposed = proposed - learning_rate * self._update(gradient)
+            gradient = gradient + self._weight_decay * state.rows
+        if self.name == "sgd":
+            first = self._momentum * first + gradient
+            update = first
+        elif self.name == "rmsprop":
+            second = torch.lerp(gradient.square(), second, 0.9)
+            update = gradient / (second.sqrt() + 1e-7)
+        else:
+            first = torch.lerp(gradient, first, 0.9)
+            second = torch.lerp(gradient.square(), second, 0.999)
+            update = first / first_weight / (second / second_weight).sqrt().add_(1e-8)
+        proposed = proposed - learning_rate * update
         for place, values in fixed:
             proposed[:, place] = values
-        self.diverged |= ~proposed.isfinite().all(dim=1, keepdim=True)
-        self.rows = torch.where(self.diverged, self.rows, proposed)
-
-    def _update(self, gradient: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
-        if self.name == "sgd":
-            self._first = self._momentum * self._first + gradient
-            return self._first
-        if self.name == "rmsprop":
-            self._second = torch.lerp(gradient.square(), self._second, 0.9)
-            return gradient / (self._second.sqrt() + 1e-7)
-        self._first = torch.lerp(gradient, self._first, 0.9)
-        self._second = torch.lerp(gradient.square(), self._second, 0.999)
-        scale = (self._second / (1 - 0.999**self.steps_done)).sqrt().add_(1e-8)
-        return self._first / (1 - 0.9**self.steps_done) / scale
+        diverged = state.diverged | ~proposed.isfinite().all(dim=1, keepdim=True)
+        return OptimiserState(torch.where(diverged, state.rows, proposed), first, second, diverged)

@@ -7,22 +7,23 @@ become infinite stops where it was last finite; the others never notice.
 Axes: m network, p parameter, b image in a batch, n image, k class.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 from weightspace.errors import ConfigError, DatasetError
 from weightspace.networks import SIREN, Classifier, Network, WildPark, streams
 from weightspace.networks.blocks import Dropout
+from weightspace.networks.compilation import compiled_step
 from weightspace.networks.initialisation import INITIALISATIONS, initial_rows
 from weightspace.networks.layout import Layout
-from weightspace.networks.optimisers import OptimiserName, PopulationOptimiser, Schedule
+from weightspace.networks.optimisers import OptimiserName, OptimiserState, PopulationOptimiser, Schedule, Step
 
 __all__ = [
     "INITIALISATIONS",
@@ -154,6 +155,7 @@ def train_population(
     optimiser: OptimiserName = "adam",
     schedule: Schedule = "constant",
     checkpoints: Collection[int] | None = None,
+    compile: bool = False,
 ) -> Iterator[tuple[int, Float[Tensor, "m p"], Float[Tensor, " m"]]]:
     """Train a population and yield it at its checkpoints.
 
@@ -164,12 +166,13 @@ def train_population(
     Args:
         rows: Weights to start from; not changed.
         checkpoints: Epochs to yield, 0 is before training; all of them when missing.
+        compile: Run each step as one compiled program, with CUDA graphs on a GPU. The same numbers up to rounding.
 
     Yields:
         Epoch, a copy of the rows, and 1.0 for every network that has diverged (its row is its last finite one).
 
     Raises:
-        ConfigError: The batch is larger than the data.
+        ConfigError: The batch is larger than the data, or the step cannot be compiled.
         UnknownName: There is no such optimiser or schedule.
         DatasetError: The images have another shape than the network's.
     """
@@ -182,10 +185,8 @@ def train_population(
     steps_per_epoch = len(images) // batch_size
     state = h.optimiser(optimiser, rows, schedule=schedule, steps=epochs * steps_per_epoch)
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
-    statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in ("running_mean", "running_var")}
-    for part in module.modules():
-        part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
-    forward = vmap(lambda state, x: functional_call(module, state, (x,)))
+    step = _population_step(module, layout, state, batch_size)
+    take = compiled_step(step, state) if compile else step
     sizes = subset_sizes(h.train_fraction, len(images), network.classes)
     subset = streams.permutation(h.seeds, _SUBSET, len(images))
 
@@ -197,16 +198,47 @@ def train_population(
     for epoch in range(1, epochs + 1):
         order = subset.gather(1, streams.permutation(h.seeds, _ORDER + epoch, len(images)) % sizes[:, None])
         for batch in order[:, : steps_per_epoch * batch_size].split(batch_size, dim=1):
-            rows = state.rows.detach().requires_grad_(True)
-            # the forward pass of a norm writes into its statistics, so it gets copies
-            running = {name: rows.detach()[:, place].clone() for name, place in statistics.items()}
             masks = _dropout_masks(h, keep_shapes, batch_size, state.steps_done + 1)
-            logits = forward(layout.unflatten(rows) | running | masks, images[batch])
-            loss = F.cross_entropy(logits.flatten(0, 1), labels[batch].flatten(), reduction="sum") / batch_size
-            (gradient,) = torch.autograd.grad(loss, rows)
-            state.step(gradient, [(place, running[name]) for name, place in statistics.items()])
+            state.take(take, masks, images[batch], labels[batch])
         if wanted(epoch):
             yield epoch, state.rows.clone(), state.diverged[:, 0].float()
+
+
+def _population_step(
+    module: nn.Module,
+    layout: Layout,
+    optimiser: PopulationOptimiser,
+    batch_size: int,
+) -> Step:
+    """A step of all networks, as a function of their state, dropout masks and each network's own batch."""
+    statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in ("running_mean", "running_var")}
+    counters = [name for name, _ in module.named_buffers() if name.endswith("num_batches_tracked")]
+    for part in module.modules():
+        part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)
+    forward = vmap(lambda state, x: functional_call(module, state, (x,)))
+
+    def loss(
+        rows: Tensor, start: Tensor, masks: dict[str, Tensor], images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # the forward pass of a norm writes into its statistics and counters, so it gets copies
+        running = {name: start[:, place].clone() for name, place in statistics.items()}
+        counts = {name: torch.zeros(len(start), dtype=torch.long, device=start.device) for name in counters}
+        logits = forward(layout.unflatten(rows) | running | counts | masks, images)
+        total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+        return total / batch_size, running
+
+    def step(
+        state: OptimiserState,
+        factors: Sequence[float | Tensor],
+        masks: dict[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+    ) -> OptimiserState:
+        gradient, running = grad(loss, has_aux=True)(state.rows, state.rows, masks, images, labels)
+        fixed = [(place, running[name]) for name, place in statistics.items()]
+        return optimiser.advanced(state, gradient, factors, fixed)
+
+    return step
 
 
 def subset_weights(hyperparameters: Hyperparameters, images: int, classes: int) -> Float[Tensor, "m n"]:

@@ -107,7 +107,7 @@ def unit_network(recipe: Recipe, data: Data, plan: pl.DataFrame) -> networks.Net
 
 
 def train_unit(
-    recipe: Recipe, data: Data, plan: pl.DataFrame, device: str = "cpu"
+    recipe: Recipe, data: Data, plan: pl.DataFrame, device: str = "cpu", *, compile: bool = False
 ) -> tuple[Float[Tensor, "n p"], pl.DataFrame]:
     """Train networks of one architecture, activation and optimiser as one population.
 
@@ -115,6 +115,7 @@ def train_unit(
         data: What `load_data` gives for the recipe.
         plan: Some rows of the recipe's plan.
         device: Where to train; what comes back lies on the CPU.
+        compile: Run each step as one compiled program.
 
     Returns:
         Weights and table of the checkpoints, ordered by network, then epoch.
@@ -134,9 +135,9 @@ def train_unit(
         if isinstance(network, networks.SIREN):
             if data is not None and not isinstance(data, Pixels):
                 raise ConfigError(f"a {recipe.network} fits pixels: give it what load_data loads")
-            plan, stages = _fitted(recipe, network, data, plan, rows, h)
+            plan, stages = _fitted(recipe, network, data, plan, rows, h, compile)
         elif isinstance(data, Dataset):
-            stages = _classified(recipe, network, data, plan, rows, h)
+            stages = _classified(recipe, network, data, plan, rows, h, compile)
         else:
             raise ConfigError(f"a {recipe.network} classifies images: give it what load_data loads")
         tables, kept = [], []
@@ -191,16 +192,22 @@ def planned_rows(
     return rows
 
 
-def _options(recipe: Recipe, plan: pl.DataFrame) -> dict:
+def _options(recipe: Recipe, plan: pl.DataFrame, compile: bool) -> dict:
     """What both kinds of training are told."""
     return {
         "epochs": recipe.epochs, "batch_size": recipe.batch_size, "optimiser": plan["config.optimiser"][0],
-        "schedule": recipe.schedule, "checkpoints": recipe.kept_epochs,
+        "schedule": recipe.schedule, "checkpoints": recipe.kept_epochs, "compile": compile,
     }  # fmt: skip
 
 
 def _classified(
-    recipe: Recipe, network: networks.Network, data: Dataset, plan: pl.DataFrame, rows: Tensor, h: Hyperparameters
+    recipe: Recipe,
+    network: networks.Network,
+    data: Dataset,
+    plan: pl.DataFrame,
+    rows: Tensor,
+    h: Hyperparameters,
+    compile: bool,
 ) -> Iterator[tuple[int, Tensor, Tensor, dict[str, list]]]:
     """Checkpoints of classifiers, with losses and accuracies on all parts of the data."""
     device = rows.device
@@ -209,7 +216,7 @@ def _classified(
         for side in ("train", "validation", "test")
     }
     seen = subset_weights(h, len(data.train_images), data.classes)
-    stages = train_population(network, rows, h, *sides["train"], **_options(recipe, plan))
+    stages = train_population(network, rows, h, *sides["train"], **_options(recipe, plan, compile))
     for epoch, trained, diverged in stages:
         metrics: dict[str, list] = {}
         for side, (images, labels) in sides.items():
@@ -221,7 +228,13 @@ def _classified(
 
 
 def _fitted(
-    recipe: Recipe, network: networks.SIREN, data: Pixels | None, plan: pl.DataFrame, rows: Tensor, h: Hyperparameters
+    recipe: Recipe,
+    network: networks.SIREN,
+    data: Pixels | None,
+    plan: pl.DataFrame,
+    rows: Tensor,
+    h: Hyperparameters,
+    compile: bool,
 ) -> tuple[pl.DataFrame, Iterable[tuple[int, Tensor, Tensor, dict[str, list]]]]:
     """The plan with what each network fits, and the checkpoints with their errors in pixels."""
     if data is None:
@@ -237,7 +250,7 @@ def _fitted(
 
     def stages() -> Iterator[tuple[int, Tensor, Tensor, dict[str, list]]]:
         for epoch, trained, diverged in fit_population(
-            network, rows, h, coordinates, targets, **_options(recipe, plan)
+            network, rows, h, coordinates, targets, **_options(recipe, plan, compile)
         ):
             errors = signal_errors(network, trained, coordinates, targets).cpu()
             metrics = {"metric.mse": errors.tolist()}
