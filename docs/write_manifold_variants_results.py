@@ -221,11 +221,11 @@ def main(run: Path) -> None:
     data = datasets.load("digits")
     variants = compared(run, VARIANTS, TARGET, data, ManifoldTraining())
     signs = compared(run, SIGNS, TANH, data, ManifoldTraining())
+    warmed, divided = warm(run, data), split(run)
     streams = compared(run, STREAMS, RESIDUAL, data, RESIDUAL_TRAINING)
     images = RESIDUAL_TRAINING.epochs * 100 * RESIDUAL_TRAINING.batch_size * 32
     zoo = trained(run, "residual", RESIDUAL, data, TRAINED, images // (TRAINED * len(data.train_labels)))
     streams = pl.concat([streams, pl.DataFrame([row(INDEPENDENT, zoo, data, RESIDUAL, None)])], how="vertical_relaxed")
-    warmed, divided = warm(run, data), split(run)
     pl.concat([variants, signs, streams]).write_csv(RESULTS / "manifold_variants.csv")
     divided.write_csv(RESULTS / "manifold_split.csv")
     facts = {**machine(), "torch": version("torch"), "drawn": DRAWN, "trained": TRAINED}

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
 def test_samples_are_those_of_python(folder):
     fitted = Manifold.from_pretrained(folder / "manifold")
     assert fitted.header["fit"]["optimisation"]["weight_decay"] == 0.0  # defaults are the hypernetwork's own
+    assert fitted.config.adversarial is None  # no option of a discriminator was given
     assert torch.equal(open_zoo(folder / "samples").weights(), fitted.sample(12, seed=3).weights())
 
 

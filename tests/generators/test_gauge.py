@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 
 from weightspace.errors import LayoutError
 from weightspace.generators.gauge import Gauge, symmetry_of_network
-from weightspace.networks import CNN, MLP, Layout, PooledCNN, ResNet, ViT
+from weightspace.networks import CNN, MLP, Layout, PooledCNN, ResNet, ViT, WildPark
 from weightspace.symmetry import Place, ScaleGroup, Symmetry, symmetry_of
 
 RESIDUAL = ResNet(image_shape=(1, 8, 8), widths=(4, 6), blocks=2)
@@ -21,6 +21,9 @@ NETWORKS = {
     "pooled cnn": PooledCNN(image_shape=(1, 8, 8), channels=(4, 5), kernels=(3, 2), strides=(2, 1), pooled=2),
     "batch norm": CNN(channels=(4, 6), batch_norm=True),
     "residual": RESIDUAL,
+    "skip": WildPark(  # four of six channels are those of the first convolution, the others are free
+        image_shape=(1, 8, 8), channels=(4, 5, 6), kernels=(3, 3, 3), activations=("relu",) * 3, skips=(None, None, 0)
+    ),
     "tanh": MLP(hidden=(16, 9), activation="tanh"),
     "tanh batch norm": CNN(channels=(4, 6), batch_norm=True, activation="tanh"),
     "transformer": ViT(image_shape=(1, 8, 8), patch=(4, 4), width=8, depth=1, heads=2),

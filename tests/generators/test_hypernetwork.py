@@ -10,11 +10,14 @@ from weightspace.generators import HypernetworkConfig
 from weightspace.generators.gauge import symmetry_of_network
 from weightspace.generators.hypernetwork import Hypernetwork
 from weightspace.generators.units import unit_layers
-from weightspace.networks import CNN, MLP, Layout, ResNet, ViT
+from weightspace.networks import CNN, MLP, Layout, ResNet, ViT, WildPark
 from weightspace.symmetry import chain_groups, gather_index
 
 MNIST = CNN(image_shape=(1, 28, 28), channels=(32, 16), kernels=(5, 5), pools=(2, 2), hidden=(8,))
 RESIDUAL = ResNet(image_shape=(1, 8, 8), widths=(4, 6), blocks=1)
+SKIP = WildPark(
+    image_shape=(1, 8, 8), channels=(4, 5, 6), kernels=(3, 3, 3), activations=("relu",) * 3, skips=(None, None, 0)
+)
 TRANSFORMER = ViT(image_shape=(1, 8, 8), patch=(4, 4), width=8, depth=1, heads=2)
 PUBLISHED = {
     "latent": 300,
@@ -137,7 +140,7 @@ def test_chunks_have_few_parameters():
 
 
 def test_units_of_any_network_own_every_value_once():
-    for network in (MLP(), CNN(batch_norm=True), RESIDUAL, TRANSFORMER):
+    for network in (MLP(), CNN(batch_norm=True), RESIDUAL, TRANSFORMER, SKIP):
         symmetry = symmetry_of_network(network)
         layers = unit_layers(symmetry)
         owned = torch.cat([layer.places.flatten() for layer in layers]).sort().values

@@ -52,7 +52,7 @@ def unit_layers(symmetry: Symmetry) -> tuple[UnitLayer, ...]:
         n = spec.shape[spec.output_axis]
         places = [Place(spec.name, spec.output_axis)]
         places += [Place(s.name, 0) for s in layout.tensors if s.layer_name == spec.layer_name and s.role == "bias"]
-        places += _norm_behind(symmetry, spec)
+        places += [place for place in _norm_behind(symmetry, spec) if place.tensor not in taken]
         taken |= {place.tensor for place in places}
         group = PermutationGroup(spec.name, n, tuple(places))
         owned = [unit_view(position, layout, group, place).movedim(3, 1).flatten(1).unflatten(1, (n, -1))[0]
