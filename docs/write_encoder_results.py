@@ -28,10 +28,16 @@ SIMPLE = ("constant", "hyper-parameters, boosting", "statistics, ridge", "statis
 BASELINE, OURS = "statistics, boosting", "probe-moments"
 GROUPS: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("simple", (*SIMPLE, OURS), None, 3),
-    ("ten", ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen"), 10, 3),
+    (
+        "ten",
+        ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen",
+         "nar-former", "nar-former-dng"),
+        10, 3,
+    ),
     ("five", ("nfn-hnp", "ng-t", "scale-gmn", "unf"), 5, 3),
     ("six", ("sne",), 6, 1),
-)
+    ("one", ("gmn", "nft", "scale-gmn-b"), 5, 1),
+)  # fmt: skip
 """Folder, encoders, epochs (`None` for the method's own number) and seeds of each part: less where one takes longer."""
 INR = ("constant", "statistics, boosting", "flat", "statnn", "deepsets", "nfn-np", "dws", "dng", "ng-gnn", "scale-gmn",
        "probe-gen")  # fmt: skip
