@@ -29,9 +29,8 @@ BASELINE, OURS = "statistics, boosting", "probe-moments"
 GROUPS: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
     ("simple", (*SIMPLE, OURS), None, 3),
     ("ten", ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen"), 10, 3),
-    ("five", ("nfn-hnp", "ng-t", "scale-gmn", "unf"), 5, 2),
-    ("four", ("sne",), 4, 1),
-    ("one", ("nft", "scale-gmn-b"), 5, 1),
+    ("five", ("nfn-hnp", "ng-t", "scale-gmn", "unf"), 5, 1),
+    ("three", ("sne",), 3, 1),
 )
 """Folder, encoders, epochs (`None` for the method's own number) and seeds of each part: less where one takes longer."""
 INR = ("constant", "statistics, boosting", "flat", "statnn", "deepsets", "nfn-np", "dws", "dng", "ng-gnn", "scale-gmn",
