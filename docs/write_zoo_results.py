@@ -93,7 +93,7 @@ def numbers(name: str, folder: Path) -> dict:
 
 def built(folder: Path) -> float:
     """Seconds from the zoo's first file to its last part."""
-    return max(file.stat().st_mtime for file in (folder / "hashes").iterdir()) - (folder / "zoo.json").stat().st_mtime
+    return max(file.stat().st_mtime for file in (folder / "checkpoints").iterdir()) - (folder / "zoo.json").stat().st_mtime
 
 
 def is_finished(folder: Path) -> bool:
