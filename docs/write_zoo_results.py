@@ -93,7 +93,8 @@ def numbers(name: str, folder: Path) -> dict:
 
 def built(folder: Path) -> float:
     """Seconds from the zoo's first file to its last part."""
-    return max(file.stat().st_mtime for file in (folder / "hashes").iterdir()) - (folder / "zoo.json").stat().st_mtime
+    parts = [file.stat().st_mtime for file in (folder / "checkpoints").iterdir()]
+    return max(parts) - (folder / "zoo.json").stat().st_mtime
 
 
 def is_finished(folder: Path) -> bool:
