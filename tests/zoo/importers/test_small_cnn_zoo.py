@@ -89,9 +89,8 @@ def test_the_published_network_is_recognised_and_runs(folder, tmp_path, dataset,
     network = networks.from_json(zoo.header["network"])
     assert network.image_shape == (1, side, side) and Layout.of(network.build()) == zoo.layout
     images = np.random.default_rng(1).normal(size=(2, side, side, 1))
-    logits = population_logits(
-        network, zoo.weights()[:3], torch.from_numpy(images).float().permute(0, 3, 1, 2).contiguous()
-    )
+    x = torch.from_numpy(images).float().permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    logits = population_logits(network, zoo.weights()[:3], x)
     rows = np.load(folder / "weights.npy").astype(np.float64)
     expected = np.stack([channels_last_network(row, images) for row in rows[:3]])
     torch.testing.assert_close(logits.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)  # float32
