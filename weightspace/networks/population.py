@@ -185,7 +185,7 @@ def train_population(
     steps_per_epoch = len(images) // batch_size
     state = h.optimiser(optimiser, rows, schedule=schedule, steps=epochs * steps_per_epoch)
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
-    step = _population_step(module, layout, state, batch_size)
+    step = _population_step(module, layout, state, batch_size, compiled=compile)
     take = compiled_step(step, state) if compile else step
     sizes = subset_sizes(h.train_fraction, len(images), network.classes)
     subset = streams.permutation(h.seeds, _SUBSET, len(images))
@@ -209,6 +209,8 @@ def _population_step(
     layout: Layout,
     optimiser: PopulationOptimiser,
     batch_size: int,
+    *,
+    compiled: bool,
 ) -> Step:
     """A step of all networks, as a function of their state, dropout masks and each network's own batch."""
     statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in ("running_mean", "running_var")}
@@ -234,7 +236,12 @@ def _population_step(
         images: Tensor,
         labels: Tensor,
     ) -> OptimiserState:
-        gradient, running = grad(loss, has_aux=True)(state.rows, state.rows, masks, images, labels)
+        if compiled:
+            gradient, running = grad(loss, has_aux=True)(state.rows, state.rows, masks, images, labels)
+        else:  # half as long for small networks
+            rows = state.rows.detach().requires_grad_(True)
+            total, running = loss(rows, state.rows, masks, images, labels)
+            (gradient,) = torch.autograd.grad(total, rows)
         fixed = [(place, running[name]) for name, place in statistics.items()]
         return optimiser.advanced(state, gradient, factors, fixed)
 
