@@ -104,8 +104,7 @@ RESIDUAL_PAGE = """
 ResNet with 8 and 16 channels and batch normalisation on 8x8 digits, {residual} parameters, 1000 steps of 16 networks
 with 32 images, Adam at 1e-2. Samples have the running statistics of 256 training images. Scales of residual streams, of
 norms and of everything before a norm are fixed as they were traced. [manifold_residual.csv](manifold_residual.csv)
-{trained} independent networks have together about
-the images of one hypernetwork.
+{trained} independent networks have together about the images of one hypernetwork.
 
 {streams}
 """
