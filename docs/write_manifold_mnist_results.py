@@ -261,7 +261,7 @@ def page(run: Path) -> None:
         one = [c for c in frame.columns if c not in curve]
         detail = frame.filter(pl.col("temperature").is_not_null()).select("networks", "members", "ece", *one)
         parts.append(SECTION.format(
-            title=TITLES[name], name=name, curve=table(frame.select(curve)), detail=table(detail), **known[name]
+            title=TITLES[name], name=name, curve=table(frame.select(curve), 4), detail=table(detail, 4), **known[name]
         ))  # fmt: skip
     facts = {**machine(), "torch": version("torch"), "sections": "\n".join(parts), "trained": TRAINED}
     (RESULTS / "manifold_mnist.md").write_text(PAGE.format(**facts, **next(iter(known.values()))))

@@ -141,13 +141,13 @@ starts, batches, steps and choice of the epoch, on labels alone.
 """
 
 
-def table(frame: pl.DataFrame) -> str:
-    """A Markdown table with three decimals; floats below .0005 keep their first digits."""
+def table(frame: pl.DataFrame, decimals: int = 3) -> str:
+    """A Markdown table; floats that would be rounded to zero keep their first digits."""
 
     def cell(value: object) -> str:
         if not isinstance(value, float):
             return "" if value is None else str(value)
-        return f"{value:.3f}" if value == 0 or abs(value) >= 5e-4 else f"{value:.1e}"
+        return f"{value:.{decimals}f}" if value == 0 or abs(value) >= 0.5 * 10**-decimals else f"{value:.1e}"
 
     lines = [" | ".join(frame.columns), " | ".join("---:" if t.is_numeric() else ":---" for t in frame.dtypes)]
     lines += [" | ".join(map(cell, row)) for row in frame.rows()]
