@@ -25,7 +25,10 @@ from weightspace.zoo import Zoo
 class WarmStart:
     """The zoo that a hypernetwork starts from.
 
-    >>> WarmStart(zoo=None, steps=0)
+    >>> import polars as pl
+    >>> from weightspace.networks import Layout
+    >>> layout, table = Layout.of(torch.nn.Linear(3, 2)), pl.DataFrame({"model": ["a"], "step": [0]})
+    >>> WarmStart(zoo=Zoo.in_memory(torch.zeros(1, 8), layout, table, {}), steps=0)
     Traceback (most recent call last):
     weightspace.errors.ConfigError: steps and batch of a warm start must be at least 1, 2, got 0, 24
     """
