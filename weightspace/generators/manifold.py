@@ -21,8 +21,7 @@ from typing import Any, Literal, get_args
 
 import polars as pl
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -32,7 +31,7 @@ from torch.nn import functional as F
 
 from weightspace import networks, training
 from weightspace.datasets import Dataset
-from weightspace.encoders.pretrained import structure
+from weightspace.encoders.pretrained import local_folder, structure
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.generators.batch_norm import calibration_images, with_batch_statistics, with_running_statistics
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
@@ -384,15 +383,7 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         Raises:
             WeightspaceError: There is no such folder or repository, or it is damaged or of another method.
         """
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            try:
-                name = str(pretrained_model_name_or_path)
-                folder = Path(snapshot_download(name, allow_patterns=[CONFIG, MODEL], **options))
-            except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-                raise WeightspaceError(
-                    f"there is no folder {folder}, and the Hugging Face Hub gave nothing under that name: {error}"
-                ) from error
+        folder = local_folder(pretrained_model_name_or_path, [CONFIG, MODEL], **options)
         content = read_config(folder / CONFIG, cls.name)
         config = structure(content["config"], ManifoldConfig)
         try:
