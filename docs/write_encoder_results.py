@@ -201,8 +201,8 @@ zoo that an encoder was not trained on, nothing but its test models is used. Tar
 Training is short, so that this fits two cores: {epochs}. Published trainings are ten times
 longer, on ten times more networks; the numbers here rank methods at this budget, not at theirs. Encoders whose
 sizes and rates are ours were not tuned on these zoos, with two exceptions: the features of `probe-moments` (ours) were
-chosen on validation models of seed 0 of three of the zoos, and the frequencies of `dng` (which `ng-gnn` shares) on those
-of mnist-arch1. Some of these models are test models of seeds 1 and 2, whose splits are others; {clean}.
+chosen on validation models of seed 0 of three of the zoos, and the frequencies of `dng` (which `ng-gnn` shares) on
+those of mnist-arch1. Some of these models are test models of seeds 1 and 2, whose splits are others; {clean}.
 
 ![Kendall's tau](encoders.svg)
 
@@ -310,7 +310,8 @@ def main(zoos: Path, run: Path) -> None:
         PAGE.format(
             **machine(), torch=version("torch"), epochs=epochs, in_distribution=wide(tau, TASKS[0], ceilings),
             r2=wide(r2, TASKS[0]), cross_dataset=wide(tau, TASKS[1]), cross_architecture=wide(tau, TASKS[2]),
-            cross_both=wide(tau, TASKS[3]), goal=goal(tau), told=told(tau), clean=clean(frame), claims=markdown(rows), inr=inr(zoos, run),
+            cross_both=wide(tau, TASKS[3]), goal=goal(tau), told=told(tau),
+            clean=clean(frame), claims=markdown(rows), inr=inr(zoos, run),
             facts=facts(frame),
         )
     )  # fmt: skip
