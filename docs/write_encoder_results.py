@@ -17,25 +17,54 @@ import polars as pl
 from weightspace import evaluation
 from weightspace import open as open_zoo
 from weightspace.demo import machine
+from weightspace.encoders import DNGConfig, NGGNNConfig, ScaleGMNConfig, SNEConfig
 from weightspace.evaluation.benchmark import Task
-from weightspace.evaluation.contestants import contestant
+from weightspace.evaluation.contestants import Contestant, contestant
 from weightspace.report.heat_map import heat_map
+from weightspace.zoo import Zoo
 
 RESULTS = Path(__file__).parent / "results"
 ZOOS = ("mnist-arch1", "fashion-mnist-arch1", "mnist-arch2", "fashion-mnist-arch2")
+SEEDS = range(3)
 TASKS: tuple[Task, ...] = ("in-distribution", "cross-dataset", "cross-architecture", "cross-both")
 SIMPLE = ("constant", "hyper-parameters, boosting", "statistics, ridge", "statistics, boosting")
 BASELINE, OURS = "statistics, boosting", "probe-moments"
-GROUPS: tuple[tuple[str, tuple[str, ...], int | None, int], ...] = (
-    ("simple", (*SIMPLE, OURS), None, 3),
-    ("ten", ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen"), 10, 3),
-    ("five", ("nfn-hnp", "ng-t", "scale-gmn", "unf"), 5, 1),
-    ("three", ("sne",), 3, 1),
-)
-"""Folder, encoders, epochs (`None` for the method's own number) and seeds of each part: less where one takes longer."""
-INR = ("constant", "statistics, boosting", "flat", "statnn", "deepsets", "nfn-np", "dws", "dng", "ng-gnn", "scale-gmn",
-       "probe-gen")  # fmt: skip
-INR_EPOCHS, DIGIT = 10, "config.label"
+TEN = ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen", "unf",
+       "nar-former", "nar-former-dng", "scale-gmn", "scale-gmn-b", "nfn-hnp", "nft")  # fmt: skip
+FIVE = ("ng-t", "gmn")
+WITHOUT_CODES = "sne, no codes"
+
+
+def groups() -> list[tuple[str, list[Contestant], int | None]]:
+    """Folder, contestants and epochs (`None` for the method's own number) of each part: less where one takes longer."""
+    few = {"epochs": 5, "batch_size": 8}  # of the smaller batches there are more steps at the same cost
+    return [
+        ("simple", [contestant(name) for name in (*SIMPLE, OURS)], None),
+        ("ten", [contestant(name, epochs=10) for name in TEN], 10),
+        ("five", [contestant(name, epochs=5) for name in FIVE], 5),
+        ("sne", [contestant("sne", **few),
+                 contestant("sne", config=SNEConfig(codes=False), called=WITHOUT_CODES, **few)], 5),
+    ]  # fmt: skip
+
+
+DIGIT = "config.label"
+SIREN_EPOCHS = 20
+FACTORS = ("constant", "statistics, ridge", "statistics, boosting", "statnn", "deepsets", "dng", OURS)
+
+
+def siren_contestants() -> list[Contestant]:
+    """Who reads SIRENs; their hidden weights are divided by ω = 30, so that graphs standardise each tensor."""
+    waves = {"by_tensor": True, "spread": 0.5}
+    configs = {
+        "dng": DNGConfig(**waves), "ng-gnn": NGGNNConfig(**waves), "scale-gmn": ScaleGMNConfig(by_tensor=True)
+    }  # fmt: skip
+    learned = ("flat", "statnn", "deepsets", "nfn-np", "dws", "dng", "ng-gnn", "scale-gmn", "probe-gen")
+    return [
+        *map(contestant, ("constant", "statistics, boosting")),
+        *(contestant(name, config=configs.get(name), epochs=SIREN_EPOCHS) for name in learned),
+    ]
+
+
 PUBLISHED_INR = {"flat": 14.5, "nfn-np": 78.5, "dws": 85.7, "ng-gnn": 91.4, "scale-gmn": 96.6, "probe-gen": 98.4}
 """Accuracy in percent with about 45 000 training networks ("Encoders of network weights", sections 3, 9 and 10)."""
 CLAIMS = (
@@ -55,6 +84,11 @@ CLAIMS = (
     ("Probing is better than every encoder of weights alone (here: boosted statistics)", "probe-gen",
      "statistics, boosting", "in-distribution", True),
     ("SNE is better than DeepSets on another architecture", "sne", "deepsets-any", "cross-architecture", True),
+    ("Removing codes of kind and level lowers SNE", "sne", WITHOUT_CODES, "in-distribution", True),
+    ("A bidirectional ScaleGMN is better than one that reads forwards", "scale-gmn-b", "scale-gmn", "in-distribution",
+     True),
+    ("Architecture and weights say more than weights alone", "nar-former-dng", "dng", "in-distribution", True),
+    ("Attention over weight tensors (NFT) is better than NFN-NP", "nft", "nfn-np", "in-distribution", True),
 )  # fmt: skip
 """Orderings in the papers ("SNE", section 8; "Encoders of network weights"): the first, the second, the task, and
 whether the first is said to be better, or only as good."""
@@ -118,7 +152,7 @@ def claim(summary: pl.DataFrame, first: str, second: str, task: str, better: boo
         verdict = "confirmed"
     else:
         verdict = f"not confirmed, it is {'better' if mean > 0 else 'worse'}"
-    epochs = {name: count for _, names, count, _ in GROUPS for name in names}
+    epochs = {some.name: count for _, part, count in groups() for some in part}
     if None not in (epochs[first], epochs[second]) and epochs[first] != epochs[second]:
         verdict += f" (after {epochs[first]} and {epochs[second]} epochs)"
     return verdict, text
@@ -130,7 +164,7 @@ def facts(frame: pl.DataFrame) -> str:
     means = (
         own.group_by("encoder", "metric").agg(pl.col("value").mean()).pivot("metric", index="encoder", values="value")
     )
-    epochs = {name: count for _, names, count, _ in GROUPS for name in names}
+    epochs = {some.name: count for _, part, count in groups() for some in part}
     rows = []
     for row in means.sort("training_core_seconds").iter_rows(named=True):
         rows.append({
@@ -189,6 +223,24 @@ def goal(summary: pl.DataFrame) -> str:
     return "; ".join(verdicts.values()) + ".\n\n" + markdown(rows)
 
 
+def factors(opened: dict[str, Zoo], run: Path) -> str:
+    """Hyper-parameters of unseen networks, all learned at once: mean over zoos, a column a factor."""
+    part = [contestant(name, **({} if name in (*SIMPLE, OURS) else {"epochs": 10})) for name in FACTORS]
+    frame = evaluation.benchmark(opened, part, run / "factors", tasks=("factors",), seeds=(0,), workers=2)
+    frame.write_csv(RESULTS / "encoders_factors.csv", float_precision=6)
+    found = frame.filter(pl.col("metric").is_in(["r2", "accuracy"]))
+    columns = found["target"].unique(maintain_order=True).to_list()
+    means = found.group_by("encoder", "target").agg(pl.col("value").mean())
+    rows = []
+    for encoder in FACTORS:
+        row = {"encoder": encoder}
+        for column in columns:
+            value = means.filter(pl.col("encoder") == encoder, pl.col("target") == column)["value"]
+            row[column.replace("config.", "")] = number(value[0] if len(value) else None)
+        rows.append(row)
+    return markdown(rows)
+
+
 PAGE = """# Encoders
 
 Every encoder on the same zoos, the same splits and the same targets. Written by
@@ -231,6 +283,14 @@ those of mnist-arch1. Some of these models are test models of seeds 1 and 2, who
 [`probe-moments`](../methods/probe-moments.md) runs the networks on noise, as probing does, which encoders of weights
 alone do not. Against gradient boosting on statistics, Kendall's tau: {goal}
 
+## Generating factors
+
+How networks were trained, from their weights; one seed, all factors learned at once, means over the four zoos.
+Accuracy of classes (activation, initialisation, optimiser; `constant` guesses the most frequent), R2 of numbers (of
+the logarithm where it says so). [encoders_factors.csv](encoders_factors.csv)
+
+{factors}
+
 ## What the papers say
 
 Means of tau over the cells that both have; "confirmed" when the difference is larger than the deviation over seeds
@@ -265,7 +325,7 @@ def inr(zoos: Path, run: Path) -> str:
         return ""
     zoo = open_zoo(zoos / "mnist-siren").last()
     frame = evaluation.benchmark(
-        {"mnist-siren": zoo}, [contestant(name, epochs=INR_EPOCHS) for name in INR], run / "inr",
+        {"mnist-siren": zoo}, siren_contestants(), run / "inr",
         tasks=("in-distribution",), seeds=(0,), targets=(DIGIT,), workers=2,
     )  # fmt: skip
     frame.write_csv(RESULTS / "encoders_inr.csv")
@@ -278,17 +338,15 @@ def inr(zoos: Path, run: Path) -> str:
         }
         for name, value in found.select("encoder", "value").rows()
     ]
-    return INR_PAGE.format(count=f"{len(zoo):,}", epochs=INR_EPOCHS, table=markdown(rows))
+    return INR_PAGE.format(count=f"{len(zoo):,}", epochs=SIREN_EPOCHS, table=markdown(rows))
 
 
 def main(zoos: Path, run: Path) -> None:
     """Run what has not been run, and write the page."""
     opened = {name: open_zoo(zoos / name) for name in ZOOS}
     parts = []
-    for folder, names, epochs, seeds in GROUPS:
-        changes = {} if epochs is None else {"epochs": epochs}
-        chosen = [contestant(name, **changes) for name in names]
-        parts.append(evaluation.benchmark(opened, chosen, run / folder, tasks=TASKS, seeds=range(seeds), workers=2))
+    for folder, part, _ in groups():
+        parts.append(evaluation.benchmark(opened, part, run / folder, tasks=TASKS, seeds=SEEDS, workers=2))
     frame = pl.concat(parts)
     frame.write_csv(RESULTS / "encoders.csv", float_precision=6)
     tau, r2 = evaluation.summary(frame), evaluation.summary(frame, "r2")
@@ -300,10 +358,9 @@ def main(zoos: Path, run: Path) -> None:
     for text, first, second, task, better in CLAIMS:
         verdict, numbers = claim(tau, first, second, task, better)
         rows.append({"claim": text, "here": verdict, "tau": f"{first}, {second}: {numbers}"})
-    rows.append({"claim": "Removing codes of kind and level lowers SNE", "here": "not testable here", "tau": "not run"})
     epochs = "; ".join(
-        f"{count} epochs for {', '.join(names)}" + ("" if seeds == 3 else f" ({seeds} of the seeds)")
-        for _, names, count, seeds in GROUPS
+        f"{count} epochs for {', '.join(some.name for some in part)}"
+        for _, part, count in groups()
         if count is not None
     )
     (RESULTS / "encoders.md").write_text(
@@ -311,7 +368,7 @@ def main(zoos: Path, run: Path) -> None:
             **machine(), torch=version("torch"), epochs=epochs, in_distribution=wide(tau, TASKS[0], ceilings),
             r2=wide(r2, TASKS[0]), cross_dataset=wide(tau, TASKS[1]), cross_architecture=wide(tau, TASKS[2]),
             cross_both=wide(tau, TASKS[3]), goal=goal(tau), told=told(tau),
-            clean=clean(frame), claims=markdown(rows), inr=inr(zoos, run),
+            clean=clean(frame), claims=markdown(rows), inr=inr(zoos, run), factors=factors(opened, run),
             facts=facts(frame),
         )
     )  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
+from weightspace.encoders import FlatConfig, SNEConfig
 from weightspace.errors import ConfigError, UnknownName
 from weightspace.evaluation import benchmark, contestants, summary
 from weightspace.evaluation.benchmark import tau_ceiling
@@ -191,6 +192,19 @@ def test_everybody_has_a_name():
     assert [contestant(name).name for name in names()] == names()
     with pytest.raises(UnknownName, match="did you mean 'flat'"):
         contestant("flatt")
+
+
+def test_one_encoder_competes_with_several_configurations(zoos, tmp_path):
+    narrow, wide = (
+        contestant("flat", config=FlatConfig(width=width), called=f"flat {width}", epochs=1, accelerator="cpu")
+        for width in (8, 16)
+    )
+    assert narrow.how != wide.how
+    found = benchmark({"zoo": zoos["small-a"]}, [narrow, wide], tmp_path, seeds=(0,), tasks=("in-distribution",))
+    sizes = [value(found, encoder=f"flat {width}", metric="parameters")[0] for width in (8, 16)]
+    assert sizes[0] < sizes[1]
+    with pytest.raises(ConfigError, match="needs a FlatConfig, got a SNEConfig"):
+        contestant("flat", config=SNEConfig())
 
 
 def test_nothing_to_do_is_refused(zoos, tmp_path):

@@ -28,7 +28,7 @@ from weightspace.encoders.graph_parts import (
     ValueEmbedding,
     output_nodes,
 )
-from weightspace.encoders.weight_encoder import ScalarScale, WeightEncoder
+from weightspace.encoders.weight_encoder import WeightEncoder, weight_scale
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import EdgeSet, NodeValues, ParameterGraph
@@ -53,6 +53,8 @@ class DNGConfig:
     """Width of the layers behind the states of the outputs, and of embeddings."""
     kernel: int | None = None
     """Side of the largest kernel; that of the training networks when missing."""
+    by_tensor: bool = False
+    """Standardise each tensor on its own; only networks of one layout can then be read."""
 
     def __post_init__(self):
         if min(self.width, self.frequencies, self.sweeps, self.readout) < 1:
@@ -76,7 +78,7 @@ class DNG(WeightEncoder):
         self.config = config
         self.sizes = GraphSizes.of(architectures, config.kernel)
         width = config.width
-        self.scale = ScalarScale()
+        self.scale = weight_scale(config.by_tensor, architectures)
         self.vectors = EdgeVectors(self.sizes)
         self.edge_waves = FourierFeatures(self.sizes.edge_values, config.frequencies, config.spread)
         self.edge = nn.Linear(self.edge_waves.size, width)
@@ -103,7 +105,7 @@ class DNG(WeightEncoder):
                 "several layers of the network write to the same units, as in residual networks, and those of no "
                 "training network do; train the encoder dng on some that do"
             )
-        rows = self.scale(networks.rows)
+        rows = self.scale.rows(networks)
         codes = self.code(networks, graph)
         states = {i: codes[i] for i, nodes in enumerate(graph.nodes) if nodes.kind == "input"}
         steps = in_order(graph)

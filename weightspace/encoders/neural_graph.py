@@ -26,7 +26,14 @@ from weightspace.encoders.graph_parts import (
     ValueEmbedding,
     output_nodes,
 )
-from weightspace.encoders.weight_encoder import PredictorTraining, ScalarScale, WeightEncoder, perceptron
+from weightspace.encoders.weight_encoder import (
+    PredictorTraining,
+    ScalarScale,
+    TensorScale,
+    WeightEncoder,
+    perceptron,
+    weight_scale,
+)
 from weightspace.errors import ConfigError
 from weightspace.views.architecture import Architecture, Networks
 from weightspace.views.graph import ParameterGraph
@@ -49,6 +56,8 @@ class NGGNNConfig:
     """Deviation of the frequencies, for weights of deviation one."""
     kernel: int | None = None
     """Side of the largest kernel; that of the training networks when missing."""
+    by_tensor: bool = False
+    """Standardise each tensor on its own; only networks of one layout can then be read."""
 
     def __post_init__(self):
         if min(self.width, self.layers, self.frequencies) < 1:
@@ -78,6 +87,8 @@ class NGTConfig:
     """Deviation of the frequencies, for weights of deviation one."""
     kernel: int | None = None
     """Side of the largest kernel; that of the training networks when missing."""
+    by_tensor: bool = False
+    """Standardise each tensor on its own; only networks of one layout can then be read."""
 
     def __post_init__(self):
         if min(self.width, self.edge_width, self.layers, self.heads, self.frequencies) < 1:
@@ -94,10 +105,18 @@ class NGTConfig:
 class _NeuralGraph(nn.Module):
     """States of nodes and edges before any message."""
 
-    def __init__(self, sizes: GraphSizes, width: int, edge_width: int, frequencies: int, spread: float):
+    def __init__(
+        self,
+        sizes: GraphSizes,
+        scale: ScalarScale | TensorScale,
+        width: int,
+        edge_width: int,
+        frequencies: int,
+        spread: float,
+    ):
         super().__init__()
         self.sizes = sizes
-        self.scale = ScalarScale()
+        self.scale = scale
         self.vectors = EdgeVectors(sizes)
         self.waves = FourierFeatures(sizes.edge_values, frequencies, spread)
         self.edge = nn.Linear(self.waves.size, edge_width)
@@ -107,7 +126,7 @@ class _NeuralGraph(nn.Module):
     def forward(
         self, networks: Networks, graph: ParameterGraph
     ) -> tuple[list[Float[Tensor, "m _ d"]], list[Float[Tensor, "m _ _ c"]]]:
-        rows = self.scale(networks.rows)
+        rows = self.scale.rows(networks)
         nodes = self.code(networks, graph)
         for values in graph.values:
             nodes[values.nodes] = nodes[values.nodes] + self.value(rows, values)
@@ -184,8 +203,9 @@ class NGGNN(WeightEncoder):
     def __init__(self, config: NGGNNConfig, architectures: Sequence[Architecture], outputs: int):
         super().__init__(config, architectures, outputs)
         sizes = GraphSizes.of(architectures, config.kernel)
+        scale = weight_scale(config.by_tensor, architectures)
         width = config.width
-        self.start = _NeuralGraph(sizes, width, width, config.frequencies, config.spread)
+        self.start = _NeuralGraph(sizes, scale, width, width, config.frequencies, config.spread)
         self.rounds = nn.ModuleList(_Aggregation(width, i + 1 == config.layers) for i in range(config.layers))
         self.norms = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Dropout(config.dropout)) for _ in range(config.layers - 1)
@@ -280,7 +300,8 @@ class NGT(WeightEncoder):
     def __init__(self, config: NGTConfig, architectures: Sequence[Architecture], outputs: int):
         super().__init__(config, architectures, outputs)
         sizes = GraphSizes.of(architectures, config.kernel)
-        self.start = _NeuralGraph(sizes, config.width, config.edge_width, config.frequencies, config.spread)
+        scale = weight_scale(config.by_tensor, architectures)
+        self.start = _NeuralGraph(sizes, scale, config.width, config.edge_width, config.frequencies, config.spread)
         self.no_edge = nn.Parameter(torch.zeros(config.edge_width))
         self.blocks = nn.ModuleList(_RelationalBlock(config, i + 1 == config.layers) for i in range(config.layers))
         self.readout = OutputReadout(sizes, config.width, config.width)

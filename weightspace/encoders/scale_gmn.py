@@ -35,7 +35,7 @@ from weightspace.encoders.graph_parts import (
     OutputReadout,
     output_nodes,
 )
-from weightspace.encoders.weight_encoder import ScalarScale, WeightEncoder
+from weightspace.encoders.weight_encoder import WeightEncoder, weight_scale
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks import CNN, MLP, SIREN, PooledCNN, WildPark
 from weightspace.networks.blocks import ACTIVATIONS
@@ -62,6 +62,8 @@ class ScaleGMNConfig:
     """Whether embeddings are made of the states of outputs alone, or of all nodes."""
     kernel: int | None = None
     """Side of the largest kernel; that of the training networks when missing."""
+    by_tensor: bool = False
+    """Standardise each tensor on its own; only networks of one layout can then be read."""
 
     def __post_init__(self):
         if min(self.width, self.layers) < 1:
@@ -321,7 +323,7 @@ class ScaleGMN(WeightEncoder):
         self.config = config
         self.sizes = GraphSizes.of(architectures, config.kernel)
         width, layers = config.width, config.layers
-        self.scale = ScalarScale()
+        self.scale = weight_scale(config.by_tensor, architectures)
         self.edge_vectors, self.node_vectors = EdgeVectors(self.sizes), NodeVectors(self.sizes)
         self.edge = nn.Linear(self.sizes.edge_values, width, bias=False)
         self.value = nn.Parameter(torch.randn(len(ROLES), self.sizes.node_values, width))
@@ -339,7 +341,7 @@ class ScaleGMN(WeightEncoder):
     def encode(self, networks: Networks) -> Float[Tensor, "m e"]:
         """Embeddings from the states of the outputs, and where so configured the mean over hidden nodes."""
         graph = self.sizes.graph(networks.architecture)
-        rows = networks.rows / self.scale.std
+        rows = self.scale.rows(networks, centred=False)
         factors = node_factors(networks)
         edges = [self.edge(self.edge_vectors(rows, some)) for some in graph.edges]
         nodes = self._start(rows, networks, graph)

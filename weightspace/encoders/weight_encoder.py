@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from weightspace.errors import LayoutError
+from weightspace.networks.layout import Layout
 from weightspace.training import TrainingConfig
 from weightspace.views.architecture import Architecture, Networks
 
@@ -119,6 +121,75 @@ class ScalarScale(nn.Module):
     def forward(self, weights: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Standardised weights."""
         return (weights - self.mean) / self.std
+
+    def rows(self, networks: Networks, *, centred: bool = True) -> Float[Tensor, "m p"]:
+        """Standardised weights of networks; divided by the deviation alone if not centred."""
+        return self(networks.rows) if centred else networks.rows / self.std
+
+
+class TensorScale(nn.Module):
+    """Standardises each tensor of networks of one layout by its own mean and deviation.
+
+    For networks whose tensors differ by orders of magnitude, such as SIRENs, whose hidden weights are divided by ω.
+
+    >>> from weightspace.networks import SIREN
+    >>> siren = Architecture.of(SIREN())
+    >>> some = Networks.of(torch.randn(9, 1185) * torch.linspace(0.1, 9, 1185), siren)
+    >>> scale = TensorScale(siren.layout)
+    >>> scale.prepare([some])
+    >>> float(scale.rows(some)[:, -33:-1].std().round(decimals=1))
+    1.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layout: Layout):
+        super().__init__()
+        self.layout = layout
+        self.sizes = torch.tensor([spec.size for spec in layout.tensors])
+        self.register_buffer("mean", torch.zeros(len(self.sizes)))
+        self.register_buffer("std", torch.ones(len(self.sizes)))
+
+    def prepare(self, training: Sequence[Networks]) -> None:
+        """Keep the statistics of these networks."""
+        rows = torch.cat([some.rows for some in training]).double()
+        for number, values in enumerate(rows.split(self.sizes.tolist(), dim=1)):
+            self.mean[number] = values.mean()
+            self.std[number] = values.std(correction=0).clamp_min(1e-8)
+
+    def rows(self, networks: Networks, *, centred: bool = True) -> Float[Tensor, "m p"]:
+        """Standardised weights of networks; divided by the deviations alone if not centred.
+
+        Raises:
+            LayoutError: They are of another layout.
+        """
+        found = networks.architecture.layout.digest
+        if found != self.layout.digest:
+            raise LayoutError(
+                f"the encoder standardises each tensor of layout {self.layout.digest} and cannot read layout {found}; "
+                "fit it with by_tensor=False"
+            )
+        sizes = self.sizes.to(self.std.device)
+        mean, std = (some.repeat_interleave(sizes) for some in (self.mean, self.std))
+        return (networks.rows - mean) / std if centred else networks.rows / std
+
+
+def weight_scale(by_tensor: bool, architectures: Sequence[Architecture]) -> ScalarScale | TensorScale:
+    """One scale for all weights of any networks, or one for each tensor of networks of one layout.
+
+    Raises:
+        LayoutError: Tensors shall have their own, and there are several layouts.
+    """
+    if not by_tensor:
+        return ScalarScale()
+    digests = sorted({architecture.layout.digest for architecture in architectures})
+    if len(digests) > 1:
+        raise LayoutError(
+            f"tensors can be standardised one by one only where all networks have one layout, not {digests}; leave "
+            "by_tensor out"
+        )
+    return TensorScale(architectures[0].layout)
 
 
 def perceptron(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:

@@ -218,10 +218,18 @@ def _fit_simple(name: str, train: Zoo, validation: Zoo, columns: Sequence[str], 
 
 
 def _fit_encoder(
-    encoder: type[WeightEncoder], changes: dict, train: Zoo, validation: Zoo, columns: Sequence[str], seed: int
+    encoder: type[WeightEncoder],
+    config: object,
+    changes: dict,
+    train: Zoo,
+    validation: Zoo,
+    columns: Sequence[str],
+    seed: int,
 ) -> Predictor:
     optimisation: PredictorTraining = replace(encoder.optimisation, seed=seed, **changes)
-    return Predictor.fit(encoder, train, validation=validation, targets=columns, optimisation=optimisation)
+    return Predictor.fit(
+        encoder, train, validation=validation, targets=columns, config=config, optimisation=optimisation
+    )
 
 
 def names() -> list[str]:
@@ -233,32 +241,42 @@ def names() -> list[str]:
     return [*_SIMPLE, *(encoder.name for encoder in encoders.weight_encoders())]
 
 
-def contestant(name: str, **changes: object) -> Contestant:
+def contestant(name: str, *, config: object | None = None, called: str | None = None, **changes: object) -> Contestant:
     """A simple predictor, an encoder of this library, or one from elsewhere as `module:Class`.
 
     Args:
+        config: Of the encoder's `Config`; its defaults when missing.
+        called: Name in the tables, so that one method can compete with several configurations.
         changes: Fields of `PredictorTraining` that should be otherwise; simple predictors have none of them.
 
     Raises:
         UnknownName: There is no such contestant.
-        ConfigError: The module or the class is not there, or it is no `WeightEncoder`.
+        ConfigError: The module or the class is not there, it is no `WeightEncoder`, or the configuration is not of its
+            kind.
 
     >>> contestant("statistics, boosting").name
     'statistics, boosting'
+    >>> contestant("sne", config=encoders.SNEConfig(codes=False), called="sne without codes").name
+    'sne without codes'
     """
     if name in _SIMPLE:
-        return Contestant(name=name, fit=partial(_fit_simple, name))
+        return Contestant(name=called or name, fit=partial(_fit_simple, name))
+    source = "built in"
     if ":" in name:
-        encoder = _from_elsewhere(name)
-        return replace(_learned(encoder, changes), source=name)
-    if name not in names():
+        encoder, source = _from_elsewhere(name), name
+    elif name in names():
+        encoder = encoders.by_name(name)
+    else:
         raise unknown_name("contestant", name, names())
-    return _learned(encoders.by_name(name), changes)
-
-
-def _learned(encoder: type[WeightEncoder], changes: dict) -> Contestant:
-    how = repr((encoder.Config(), replace(encoder.optimisation, **changes)))
-    return Contestant(name=encoder.name, fit=partial(_fit_encoder, encoder, changes), how=how)
+    config = encoder.Config() if config is None else config
+    if not isinstance(config, encoder.Config):
+        raise ConfigError(f"{name} needs a {encoder.Config.__name__}, got a {type(config).__name__}")
+    return Contestant(
+        name=called or encoder.name,
+        fit=partial(_fit_encoder, encoder, config, changes),
+        source=source,
+        how=repr((config, replace(encoder.optimisation, **changes))),
+    )
 
 
 def _from_elsewhere(path: str) -> type[WeightEncoder]:
