@@ -133,6 +133,30 @@ def test_renumbered_units_leave_the_outputs_and_other_orders_do_not(encoder, nam
         assert (change > 1e-4 * before.std(0)).all()
 
 
+@pytest.mark.parametrize("encoder", [DNG, NGGNN, NGT, ScaleGMN], ids=lambda encoder: encoder.name)
+def test_a_scale_for_each_tensor_undoes_the_units_of_tensors_and_keeps_symmetry(encoder):
+    some = some_networks("mlp")
+    layout = some.architecture.layout
+    units = torch.cat([torch.full((spec.size,), 10.0**i) for i, spec in enumerate(layout.tensors)])
+    units = units.to(some.rows.dtype)
+    answers = []
+    for rows in (some.rows, some.rows * units):
+        networks = Networks(rows, some.architecture, some.activations)
+        torch.manual_seed(0)
+        module = encoder(replace(SMALL[encoder], by_tensor=True), [some.architecture], outputs=2).double().eval()
+        module.prepare([networks])
+        answers.append(module(networks))
+        permuted = networks.permuted(torch.Generator().manual_seed(1))
+        assert torch.allclose(module(permuted), answers[-1], rtol=1e-6, atol=1e-8)
+    assert torch.allclose(*answers, rtol=1e-4, atol=1e-6)
+    other = Architecture.of(MLP(hidden=(6, 6)))
+    with pytest.raises(LayoutError, match="by_tensor=False"):
+        module(Networks.of(torch.zeros(1, other.layout.parameters), other))
+    with pytest.raises(LayoutError, match="one layout"):
+        both = [some.architecture, some_networks("cnn").architecture]
+        encoder(replace(SMALL[encoder], by_tensor=True), both, outputs=2)
+
+
 def test_a_constant_encoder_fails_the_test():
     outputs = torch.ones(5, 2)
     with pytest.raises(AssertionError):
