@@ -30,7 +30,7 @@ SIMPLE = ("constant", "hyper-parameters, boosting", "statistics, ridge", "statis
 BASELINE, OURS = "statistics, boosting", "probe-moments"
 TEN = ("flat", "statnn", "deepsets", "deepsets-any", "dng", "ng-gnn", "nfn-np", "chunk-set", "probe-gen", "unf",
        "nar-former", "nar-former-dng", "scale-gmn", "nfn-hnp")  # fmt: skip
-FIVE = ("ng-t", "scale-gmn-b", "nft", "gmn")
+FIVE = ("ng-t", "scale-gmn-b", "nft")
 WITHOUT_CODES = "sne, no codes"
 
 
@@ -44,6 +44,7 @@ def groups() -> list[tuple[str, list[Contestant], int | None, int]]:
         ("simple", [contestant(name) for name in (*SIMPLE, OURS)], None, 3),
         ("ten", [contestant(name, epochs=10) for name in TEN], 10, 3),
         ("five", [contestant(name, epochs=5) for name in FIVE], 5, 3),
+        ("gmn", [contestant("gmn", epochs=5)], 5, 1),
         ("sne", [contestant("sne", **few)], 5, 3),
         ("sne-codes", [contestant("sne", config=SNEConfig(codes=False), called=WITHOUT_CODES, **few)], 5, 1),
     ]  # fmt: skip
