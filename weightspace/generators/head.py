@@ -24,7 +24,7 @@ def head_tensors(network: Network) -> list[str]:
     """The tensors of a network that depend on the number of classes.
 
     >>> head_tensors(networks.MLP())
-    ['layer1.weight', 'layer1.bias']
+    ['fc2.weight', 'fc2.bias']
     """
     if isinstance(network, SIREN):
         raise ConfigError("a SIREN is one signal: it has no classes, and no head to replace")
