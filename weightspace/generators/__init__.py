@@ -1,7 +1,10 @@
 """Generators: latents or noise to networks, one file a method; and the simple baselines beside them."""
 
+from dataclasses import fields
+from typing import Any
+
 from weightspace.errors import unknown_name
-from weightspace.generators.batch_norm import conditioned
+from weightspace.generators.batch_norm import conditioned, has_running_statistics
 from weightspace.generators.gaussian import Gaussian, GaussianConfig
 from weightspace.generators.head import with_head
 from weightspace.generators.hypergan import AdversarialConfig
@@ -42,8 +45,10 @@ __all__ = [
     "UniformConfig",
     "WarmStart",
     "conditioned",
+    "has_running_statistics",
     "latent_sampler",
     "latent_samplers",
+    "sampler_config",
     "with_head",
 ]
 
@@ -73,3 +78,22 @@ def latent_sampler(name: str) -> type[LatentSampler]:
     if name not in _SAMPLERS:
         raise unknown_name("sampler", name, _SAMPLERS)
     return _SAMPLERS[name]
+
+
+def sampler_config(name: str, **given: Any) -> Any:
+    """Configuration of a sampler; what is `None` is as the method has it.
+
+    Raises:
+        UnknownName: There is no such sampler, or it has no such setting.
+        ConfigError: A setting is out of range.
+
+    >>> sampler_config("gaussian", rank=4, spread=None)
+    GaussianConfig(rank=4, spread=1.0, sigma=None)
+    """
+    kind = latent_sampler(name).Config
+    known = [field.name for field in fields(kind)]
+    wanted = {setting: value for setting, value in given.items() if value is not None}
+    for setting in wanted:
+        if setting not in known:
+            raise unknown_name(f"setting of the sampler {name!r}", setting, known)
+    return kind(**wanted)

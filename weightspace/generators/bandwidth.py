@@ -16,7 +16,7 @@ from weightspace.datasets import Dataset
 from weightspace.errors import ConfigError
 from weightspace.generators.batch_norm import conditioned
 from weightspace.generators.kde import KDE, Mode
-from weightspace.zoo import behaviour
+from weightspace.zoo import Zoo, behaviour
 
 BANDWIDTHS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 _PAIRS = 2**24  # distances at a time: 64 MB
@@ -72,6 +72,16 @@ def leave_one_out(
             density = torch.logsumexp(-squares / (2 * h**2), dim=2) - others.double().log()
             total[number] += (density.mean(1) - size[block] * math.log(h) - volume[block]).sum()
     return total.float()
+
+
+def likeliest(latents: Float[Tensor, "m t z"], mode: Mode, prompts: Zoo) -> float:
+    """The bandwidth of the grid under which left-out runs are likeliest, see `leave_one_out`.
+
+    Args:
+        prompts: What the latents belong to.
+    """
+    models = torch.tensor(prompts.table["model"].rank("dense").to_list())
+    return BANDWIDTHS[int(leave_one_out(latents, mode, BANDWIDTHS, models).argmax())]
 
 
 def on_validation(

@@ -56,9 +56,18 @@ def with_batch_statistics(module: nn.Module) -> nn.Module:
     return module
 
 
+def has_running_statistics(layout: Layout) -> bool:
+    """Whether networks of a layout have batch normalisation.
+
+    >>> has_running_statistics(Layout.of(nn.BatchNorm1d(3)))
+    True
+    """
+    return any(spec.role in RUNNING for spec in layout.tensors)
+
+
 def calibration_images(network: Network, data: Dataset, seed: int) -> Tensor | None:
     """Some training images for running statistics; `None` for a network that has none."""
-    if not any(spec.role in RUNNING for spec in Layout.of(network.build()).tensors):
+    if not has_running_statistics(Layout.of(network.build())):
         return None
     chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
     return data.train_images[chosen[:CALIBRATION_IMAGES]]
@@ -84,7 +93,7 @@ def conditioned(zoo: Zoo, data: Dataset, seed: int = 0) -> Zoo:
     >>> conditioned(zoo, datasets.load("digits")) is zoo  # a perceptron has no norms
     True
     """
-    if not any(spec.role in RUNNING for spec in zoo.layout.tensors):
+    if not has_running_statistics(zoo.layout):
         return zoo
     rows = zoo.weights()
     for network, place in by_activation(zoo):
