@@ -1,6 +1,7 @@
 """`weightspace predict`, `weightspace evaluate` and the parts of it that need no encoder."""
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from rich.console import Console
@@ -179,7 +180,7 @@ def transfer(
         open_zoo(networks), task, prompts=prompts, heldout=heldout, align=lambda some: aligned_rows(some, reference),
         seed=seed,
     )  # fmt: skip
-    common = {"epochs": epochs, "rates": learning_rates, "batch_size": batch_size, "seed": seed}
+    common: dict[str, Any] = {"epochs": epochs, "rates": learning_rates, "batch_size": batch_size, "seed": seed}
     if shots:
         table = evaluation.few_shot(sources, task, shots=shots, draws=draws, **common)
         out.mkdir(parents=True, exist_ok=True)

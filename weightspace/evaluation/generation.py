@@ -34,6 +34,7 @@ Align = Callable[[Zoo], Float[Tensor, "m p"]]
 TRAINING, HELDOUT = "training", "held-out"
 MAX_SIGMA = 1e6
 """Where the search for noise at a distance gives up."""
+_KNOWN_AT_ONCE = 128  # networks whose logits are held; there can be far more than in a source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,7 +297,8 @@ class _Training:
         runs = _runs(observed.zoo, observed.zoo)
         near = (observed.zoo, observed.rows, observed.predictions, observed.wrong)
         if known is not None:
-            predictions = _probabilities(known, data).argmax(2)
+            blocks = torch.arange(len(known)).split(_KNOWN_AT_ONCE)
+            predictions = torch.cat([behaviour.logits(known.take(some), data.test_images).argmax(2) for some in blocks])
             near = (known, _training_frames(known, align), predictions, predictions != data.test_labels)
         return cls(
             observed,

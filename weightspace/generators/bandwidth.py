@@ -41,8 +41,9 @@ def leave_one_out(
         ConfigError: The mode has no density, a bandwidth is not positive, or there is a single run.
 
     >>> normal = torch.randn(200, 1, 1, generator=torch.Generator().manual_seed(0))
-    >>> BANDWIDTHS[int(leave_one_out(normal, "joint").argmax())]  # 1.06 m^(-1/5) is 0.37
-    0.3
+    >>> narrow, good, wide = leave_one_out(normal, "joint", [0.02, 0.37, 3.0])  # 1.06 m^(-1/5) is 0.37
+    >>> bool(good > narrow), bool(good > wide)
+    (True, True)
     """
     if mode not in ("joint", "token", "independent"):
         raise ConfigError(

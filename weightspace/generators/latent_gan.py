@@ -73,7 +73,7 @@ def squared_gradient(judge: nn.Module, points: Float[Tensor, "b k"]) -> tuple[Fl
     return verdict, gradient.square().sum(1).mean()
 
 
-def train_generator(real: Float[Tensor, "m k"], config: LatentGANConfig, generator: torch.Generator) -> nn.Sequential:
+def train_generator(real: Float[Tensor, "m k"], config: LatentGANConfig, generator: torch.Generator) -> nn.Module:
     """A generator whose outputs are distributed as some points.
 
     This is not `training.train`: two networks with opposite losses are trained in turn, and there is no validation

@@ -4,6 +4,8 @@ Axes: m prompt, n network drawn, t token, z latent, k coordinate of the map.
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,18 @@ class NeighbourhoodConfig:
             )
 
 
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """Calls of UMAP: numba sets the number of threads of the whole process, and warns about UMAP's own code."""
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Neighbourhood(LatentSampler):
     """Uniform draws in the box of a UMAP of the prompts (one range for all its coordinates), mapped back to latents."""
 
@@ -55,18 +69,16 @@ class Neighbourhood(LatentSampler):
         Raises:
             MissingExtra: umap-learn is not installed.
         """
-        shape, (low, high) = latents.shape[1:], (0.0, 0.0)
+        shape = latents.shape[1:]
         points = latents.flatten(1).numpy()
         reducer = self._reducer(len(points), int(torch.randint(2**31 - 1, (), generator=generator)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numba's and scipy's, about UMAP's own code
+        with _left_alone():
             places = reducer.fit_transform(points)
         low, high = float(places.min()), float(places.max())
 
         def drawn(n: int, source: torch.Generator) -> Draw:
             wanted = low + (high - low) * torch.rand(n, places.shape[1], generator=source)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _left_alone():
                 back = reducer.inverse_transform(wanted.numpy())
             return torch.from_numpy(np.asarray(back, np.float32)).unflatten(1, shape), None
 
@@ -74,8 +86,7 @@ class Neighbourhood(LatentSampler):
 
     def _reducer(self, count: int, seed: int) -> Any:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _left_alone():
                 from umap import UMAP
         except ImportError as error:
             message = "the neighbourhood sampler needs UMAP, which is not installed: pip install 'weightspace[map]'"

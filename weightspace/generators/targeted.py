@@ -28,7 +28,7 @@ from weightspace.zoo import Zoo
 
 PENALTIES = np.logspace(-1, 6, 15)
 """Of ridge regression on standardised latents."""
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+STRENGTHS = np.logspace(-4, 0, 5)
 """Inverse penalties of logistic regression."""
 FOLDS = 5
 """Of the runs; a run lies in one."""
