@@ -1,9 +1,9 @@
 """Drawing latents at once against one density a latent scalar. python benchmarks/sampling.py
 
-One core, about 15 s. Latents as a CNN-s has them in SANE (48 tokens of 128), 100 prompts, 100 draws, not
-decoded. The plain way is that of the field's scripts: one `KernelDensity` of scikit-learn is fitted to each latent scalar and
-drawn from. The likelihood of left-out prompts is compared with refitting a density for each of them. Processor time of
-one thread; the best of three for what is fast.
+One core, about 15 s. Latents as a CNN-s has them in SANE (48 tokens of 128), 100 prompts, 100 draws, not decoded. The
+plain way is that of the field's scripts: one `KernelDensity` of scikit-learn is fitted to each latent scalar and drawn
+from. The likelihood of left-out prompts is compared with refitting a density for each of them. Processor time of one
+thread; the best of three for what is fast.
 """
 
 from collections.abc import Callable
