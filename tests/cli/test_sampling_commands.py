@@ -1,11 +1,14 @@
 """Samplers, novelty audit, transfer and further probes as commands; and what is said of options that do not fit."""
 
+from typing import get_args
+
 import polars as pl
 import pytest
 
 from weightspace import cli, datasets
+from weightspace.cli.sample import Method
 from weightspace.evaluation import best_prompts, few_images
-from weightspace.generators import Gaussian, GaussianConfig
+from weightspace.generators import Gaussian, GaussianConfig, latent_samplers
 from weightspace.zoo import open as open_zoo
 
 
@@ -30,6 +33,10 @@ def folder(tmp_path_factory, digits_zoo, digits_sane):
     options = ["--method", "gaussian", "--rank", 3, "--n", 6, "--best", 1.0, "--seed", 4]
     assert run("sample", path / "sane", digits_zoo.path, "--out", path / "samples", *options) == 0
     return path
+
+
+def test_every_sampler_has_its_name_on_the_command_line():
+    assert set(get_args(Method)) == set(latent_samplers())
 
 
 def test_samples_are_those_of_python(folder, digits_sane, digits_zoo):

@@ -25,11 +25,11 @@ from weightspace.evaluation.generation import (
     noise_at_distance,
 )
 from weightspace.evaluation.layers import layer_embeddings, layer_statistics, probe_layers
+from weightspace.evaluation.other_zoos import out_of_distribution
 from weightspace.evaluation.properties import (
     Hyperparameters,
     combined,
     flat_weights,
-    out_of_distribution,
     predict_properties,
     statistics,
 )
