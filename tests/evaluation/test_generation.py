@@ -7,9 +7,8 @@ import torch
 from weightspace import datasets, networks
 from weightspace.errors import ConfigError, UnknownName, ZooError
 from weightspace.evaluation.ensembles import scores
+from weightspace.evaluation.fine_tuning import LEARNING_RATES, TUNED_NETWORKS
 from weightspace.evaluation.generation import (
-    LEARNING_RATES,
-    TUNED_NETWORKS,
     GenerationTables,
     evaluate_generation,
     median_distance,

@@ -372,7 +372,6 @@ def test_missing_classes_are_left_out_and_counted():
         (["metric.lineer"], {}, r"did you mean 'metric\.linear'"),
         (["model"], {}, "unknown target 'model'"),
         (["metric.linear"], {"boosting": ("metric.noise",)}, "unknown boosting target"),
-        (["config.activation"], {"boosting": ("config.activation",)}, "is categorical"),
         ([], {}, "nothing to predict"),
     ],
 )

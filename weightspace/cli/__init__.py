@@ -25,6 +25,14 @@ COMMANDS = {
     "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
     "sample": ("weightspace.cli.sample:sample", "Generate new networks."),
     "evaluate": ("weightspace.cli.evaluate:evaluate", "Measure generated networks beside their baselines."),
+    "novelty": (
+        "weightspace.cli.evaluate:novelty",
+        "Say whether networks are copies of a zoo's; also `evaluate novelty`.",
+    ),
+    "transfer": (
+        "weightspace.cli.evaluate:transfer",
+        "Train networks for another task or with few images; also `evaluate transfer`.",
+    ),
     "ensemble": ("weightspace.cli.ensemble:ensemble", "Let the networks of a zoo answer together, and measure it."),
     "distill": ("weightspace.cli.ensemble:distill", "Train one network on what the networks of a zoo say together."),
     "report": ("weightspace.cli.report:report", "Write the page of a zoo or of a run."),
@@ -52,7 +60,11 @@ MANIFOLD_COMMANDS = {
 }
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 """Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
-SPELLINGS: dict[tuple[str, ...], list[str]] = {("fit", "manifold"): ["manifold", "fit"]}
+SPELLINGS: dict[tuple[str, ...], list[str]] = {
+    ("fit", "manifold"): ["manifold", "fit"],
+    ("evaluate", "novelty"): ["novelty"],
+    ("evaluate", "transfer"): ["transfer"],
+}
 """Other ways to begin a command: every method can be fitted by `fit METHOD`, whatever it learns from."""
 USER_ERROR, INTERRUPTED = 2, 130
 """Exit codes."""

@@ -4,7 +4,7 @@
 `generation.py` hold their parts for any other method.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from weightspace.datasets import Dataset
 from weightspace.encoders import SANE, Predictor
-from weightspace.errors import ConfigError
+from weightspace.encoders.preparation import aligned_rows, training_reference
+from weightspace.errors import ConfigError, LayoutError
 from weightspace.evaluation.benchmark import benchmark, summary
 from weightspace.evaluation.distillation import distill, distillation, train_on_labels
 from weightspace.evaluation.ensembles import Ensemble, paired_bootstrap
@@ -23,7 +24,17 @@ from weightspace.evaluation.generation import (
     median_distance,
     noise_at_distance,
 )
-from weightspace.evaluation.properties import Hyperparameters, flat_weights, predict_properties, statistics
+from weightspace.evaluation.layers import layer_embeddings, layer_statistics, probe_layers
+from weightspace.evaluation.other_zoos import out_of_distribution
+from weightspace.evaluation.properties import (
+    Hyperparameters,
+    combined,
+    flat_weights,
+    predict_properties,
+    statistics,
+)
+from weightspace.evaluation.targeting import obtained
+from weightspace.evaluation.transfer import TransferTables, few_images, few_shot, initialisations, transfer
 from weightspace.generators import baselines
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
@@ -31,17 +42,32 @@ from weightspace.zoo.behaviour import by_activation
 __all__ = [
     "Ensemble",
     "GenerationTables",
+    "TransferTables",
     "benchmark",
     "best_prompts",
+    "combined",
     "distill",
     "distillation",
+    "few_images",
+    "few_shot",
     "generation",
+    "initialisations",
+    "layer_embeddings",
+    "layer_statistics",
+    "layers",
+    "novelty_audit",
+    "obtained",
+    "out_of_distribution",
     "paired_bootstrap",
     "population_map",
+    "probe_layers",
     "properties",
+    "representations_of",
+    "shifted_properties",
     "summary",
     "targets_of",
     "train_on_labels",
+    "transfer",
 ]
 
 BY = "metric.validation_accuracy"
@@ -75,6 +101,17 @@ def properties(
         Scores and predictions, see `predict_properties`.
     """
     train, validation, test = zoo.finite().split(seed)
+    return predict_properties(
+        train, validation, test, representations_of(encoder, train), list(targets or targets_of(zoo))
+    )
+
+
+def representations_of(encoder: SANE | Predictor, train: Zoo) -> dict[str, Callable[..., Float[np.ndarray, "n d"]]]:
+    """What properties are predicted from: embeddings, embeddings beside statistics, and the simple representations.
+
+    Args:
+        train: The training split that the encoder was fitted on.
+    """
     learned: dict[str, Callable[[Zoo], Float[np.ndarray, "n d"]]] = (
         {encoder.module.name: lambda part: encoder.embed(part).numpy()}
         if isinstance(encoder, Predictor)
@@ -84,13 +121,51 @@ def properties(
             "SANE, mean token": lambda part: encoder.embed(part).numpy(),
         }
     )
-    representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
+    both = {
+        f"{name} + weight statistics": combined(represent, statistics)
+        for name, represent in learned.items()
+        if name != "SANE, sequence"  # statistics drown among so many features
+    }
+    return {
         **learned,
+        **both,
         "weight statistics": statistics,
         "flat weights": flat_weights,
         "hyper-parameters": Hyperparameters(train),
     }
-    return predict_properties(train, validation, test, representations, list(targets or targets_of(zoo)))
+
+
+def shifted_properties(
+    encoder: SANE | Predictor,
+    zoo: Zoo,
+    others: Mapping[str, Zoo],
+    targets: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """Predict properties in other zoos with probes of the zoo that an encoder was fitted on, see `out_of_distribution`.
+
+    Args:
+        zoo: The whole zoo of the encoder; it is split by model.
+        others: Other zoos by name, of the same layout.
+        targets: Columns; those of `targets_of` that all zoos have when missing.
+        seed: Of the splits: the one that the encoder was fitted with.
+    """
+    wanted = targets or [name for name in targets_of(zoo) if all(name in z.table.columns for z in others.values())]
+    train, _, _ = zoo.finite().split(seed)
+    return out_of_distribution(zoo, others, representations_of(encoder, train), list(wanted), seed=seed)
+
+
+def layers(encoder: SANE, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0) -> pl.DataFrame:
+    """Which layers tell what: probes on each layer's statistics and embedding, see `probe_layers`.
+
+    Args:
+        zoo: The whole zoo of the encoder; it is split by model.
+        targets: Columns; `targets_of(zoo)` when missing.
+        seed: Of the split: the one that the encoder was fitted with.
+    """
+    shown = {"SANE": layer_embeddings(encoder), "weight statistics": layer_statistics(zoo.layout)}
+    return probe_layers(*zoo.finite().split(seed), shown, list(targets or targets_of(zoo)))
 
 
 def best_prompts(zoo: Zoo, fraction: float = PROMPTS) -> Zoo:
@@ -161,6 +236,53 @@ def generation(
         sources, data, training=prompts, heldout=heldout, align=align, epochs=epochs, fine_tune=fine_tune,
         learning_rate=learning_rate, seed=seed,
     )  # fmt: skip
+
+
+def novelty_audit(
+    networks: Zoo, zoo: Zoo, data: Dataset, *, fraction: float = PROMPTS, seed: int = 0
+) -> GenerationTables:
+    """Whether networks from anywhere are copies or averages of a zoo's training networks; nothing is trained.
+
+    What could have been copied is every checkpoint of every training run, not only the last and best. What is usual, τ
+    and the error IoU among training networks, is of the best last checkpoints, as in `generation`.
+
+    Args:
+        networks: Generated networks of the zoo's layout, as they are.
+        zoo: The whole zoo that they are said to be new to; it is split by model.
+        data: Its images.
+        fraction: Share of best training models that say what is usual; the same share of test models is held out.
+        seed: Of the split, and of the noise beside.
+
+    Returns:
+        As `generation`, for "networks", a noise curve, "average of 4", "held-out" and "training", at epoch 0.
+
+    Raises:
+        ConfigError: There are too few good training models.
+        ZooError: Networks have NaN weights.
+        LayoutError: Networks are of another architecture.
+    """
+    if networks.layout != zoo.layout:
+        raise LayoutError(
+            f"{networks!r} is of another architecture than {zoo!r}, so none of its networks can be a copy or an "
+            "average: give networks of the zoo's layout"
+        )
+    train, _, test = zoo.finite().split(seed)
+    usual, heldout = best_prompts(train, fraction), best_prompts(test, fraction)
+    require_prompts(usual)
+    reference, generator = training_reference(train), torch.Generator().manual_seed(seed)
+
+    def align(some: Zoo) -> Float[torch.Tensor, "m p"]:
+        return aligned_rows(some, reference)
+
+    aligned, n = usual.with_weights(align(usual)), len(networks)
+    sources = {
+        "networks": networks,
+        **{f"noise {sigma}": baselines.noise(aligned, n, generator, sigma=sigma) for sigma in NOISE},
+        "average of 4": baselines.average(aligned, n, generator, k=MIXED),
+    }
+    return evaluate_generation(
+        sources, data, training=usual, heldout=heldout, align=align, known=train, epochs=[0], seed=seed
+    )
 
 
 def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:

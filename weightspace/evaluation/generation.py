@@ -22,6 +22,7 @@ from weightspace.datasets import Dataset
 from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.evaluation import novelty
 from weightspace.evaluation.ensembles import ensemble_curve, scores
+from weightspace.evaluation.fine_tuning import best_learning_rate
 from weightspace.evaluation.novelty import Measured, Reference, Verdicts
 from weightspace.generators import baselines
 from weightspace.zoo import Zoo, behaviour
@@ -31,12 +32,9 @@ Align = Callable[[Zoo], Float[Tensor, "m p"]]
 """Rows of a zoo, aligned to a reference that training networks set."""
 
 TRAINING, HELDOUT = "training", "held-out"
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
-"""Grid for fine-tuning, the same for every source."""
-TUNED_NETWORKS = 16
-"""Networks of a source, evenly spaced, with which its learning rate is chosen."""
 MAX_SIGMA = 1e6
 """Where the search for noise at a distance gives up."""
+_KNOWN_AT_ONCE = 128  # networks whose logits are held; there can be far more than in a source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +78,7 @@ def evaluate_generation(
     training: Zoo,
     heldout: Zoo,
     align: Align,
+    known: Zoo | None = None,
     epochs: Sequence[int] = (0, 1, 5),
     fine_tune: Collection[str] | None = None,
     learning_rate: float | None = None,
@@ -98,6 +97,8 @@ def evaluate_generation(
         training: T, the networks that generators and mixtures were fitted on.
         heldout: Networks of runs that no generator has seen: they set Z_U, α and the reference of maxIoU.
         align: Aligned rows of a zoo, to the reference to which T was aligned for generators and mixtures.
+        known: Everything that could have been copied, T among it, such as all checkpoints of all training runs:
+            distances, maxIoU and disagreement are those to the nearest of these. T when missing.
         epochs: When to measure in fine-tuning; 0, as made, always is.
         fine_tune: Sources to fine-tune; all that are given, but "training", when missing.
         learning_rate: For fine-tuning; when missing, each source gets the one of a small grid with the highest mean
@@ -146,8 +147,10 @@ def evaluate_generation(
 
     zoos = dict.fromkeys([training, heldout, *sources.values()])  # each once, under however many names
     observed = {zoo: _Observed.of(zoo, data, align, seed, training=zoo is training) for zoo in zoos}
-    known = _Training.of(observed[training])
-    compared = {name: known.compare(observed[zoo], own=name == TRAINING) for name, zoo in sources.items()}
+    if known is not None:
+        known.require_finite("evaluating networks")
+    usual = _Training.of(observed[training], known, data, align)
+    compared = {name: usual.compare(observed[zoo], own=name == TRAINING) for name, zoo in sources.items()}
 
     networks, generation, curves = [], [], []
     for name, zoo in sources.items():
@@ -157,7 +160,7 @@ def evaluate_generation(
         generation.append(_summary(name, 0, made.scores, None))
         curves.append(made.curve.select(pl.lit(name).alias("source"), pl.all()))
     for name in tuned if later else ():
-        rate = learning_rate or _best_learning_rate(name, sources[name], data, batch_size, seed)
+        rate = learning_rate or best_learning_rate(name, sources[name], data, batch_size=batch_size, seed=seed)
         stages = behaviour.fine_tune(
             sources[name], data, epochs=later[-1], learning_rate=rate, batch_size=batch_size, checkpoints=later,
             seed=seed, label=f"fine-tuning {name}",
@@ -174,8 +177,8 @@ def evaluate_generation(
         novelty=_novelty_table(
             {name: observed[zoo] for name, zoo in sources.items()},
             compared,
-            (observed[heldout], known.compare(observed[heldout])),
-            known,
+            (observed[heldout], usual.compare(observed[heldout])),
+            usual,
             noise_prefix,
             verdicts,
         ),
@@ -277,32 +280,42 @@ class _Compared:
 
 @dataclass(frozen=True)
 class _Training:
-    """The training networks T, and what is usual among them."""
+    """The training networks T, what is usual among them, and all that could have been copied."""
 
     observed: _Observed
+    known: Zoo
+    rows: Float[Tensor, "2 q p"]
+    """Of what could have been copied; so are the predictions and what is wrong in them."""
+    predictions: Int64[Tensor, "q n"]
+    wrong: Bool[Tensor, "q n"]
     distance: float
     disagreement: float
     pair_iou: tuple[float | None, float | None]
 
     @classmethod
-    def of(cls, observed: _Observed) -> "_Training":
+    def of(cls, observed: _Observed, known: Zoo | None, data: Dataset, align: Align) -> "_Training":
         runs = _runs(observed.zoo, observed.zoo)
+        near = (observed.zoo, observed.rows, observed.predictions, observed.wrong)
+        if known is not None:
+            blocks = torch.arange(len(known)).split(_KNOWN_AT_ONCE)
+            predictions = torch.cat([behaviour.logits(known.take(some), data.test_images).argmax(2) for some in blocks])
+            near = (known, _training_frames(known, align), predictions, predictions != data.test_labels)
         return cls(
             observed,
+            *near,
             novelty.usual_distance(observed.rows, runs),
             novelty.mean_disagreement(observed.predictions, runs),
             novelty.pair_iou(observed.wrong, runs),
         )
 
     def compare(self, source: _Observed, *, own: bool = False) -> _Compared:
-        """Compare with T; if `own`, each network with those of other runs only."""
-        zoo = self.observed.zoo
-        runs = (_runs(source.zoo, zoo), _runs(zoo, zoo)) if own else None
-        distance, place = novelty.nearest(source.rows, self.observed.rows, runs)
-        differ = (source.predictions != self.observed.predictions[place]).double().mean().item()
+        """Compare with what could have been copied; if `own`, each network with those of other runs only."""
+        runs = (_runs(source.zoo, self.known), _runs(self.known, self.known)) if own else None
+        distance, place = novelty.nearest(source.rows, self.rows, runs)
+        differ = (source.predictions != self.predictions[place]).double().mean().item()
         return _Compared(
             distance / self.distance,
-            novelty.max_iou(source.wrong, self.observed.wrong, runs),
+            novelty.max_iou(source.wrong, self.wrong, runs),
             differ / self.disagreement if self.disagreement else None,
         )
 
@@ -350,19 +363,6 @@ def _novelty_table(
     flags = [verdicts.flags(found, against) for found in measured.values()]
     maybe = dict.fromkeys(("pair_iou", "disagreement", "sd_ratio"), pl.Float64)  # null throughout in small studies
     return pl.DataFrame(rows, schema_overrides=maybe, infer_schema_length=None).with_columns(verdict=pl.Series(flags))
-
-
-def _best_learning_rate(name: str, zoo: Zoo, data: Dataset, batch_size: int, seed: int) -> float:
-    """The rate of the grid with the highest mean validation accuracy after one epoch."""
-    some = zoo.take(torch.linspace(0, len(zoo) - 1, min(len(zoo), TUNED_NETWORKS)).round().long())
-    accuracy = {}
-    for rate in LEARNING_RATES:
-        after = behaviour.fine_tune(
-            some, data, epochs=1, learning_rate=rate, batch_size=batch_size, checkpoints=[1], seed=seed,
-            label=f"choosing the learning rate of {name}",
-        )  # fmt: skip
-        accuracy[rate] = float(after.table["metric.validation_accuracy"].to_numpy().mean())
-    return max(accuracy, key=accuracy.__getitem__)
 
 
 def _network_rows(source: str, epoch: int, zoo: Zoo, values: Mapping[str, Tensor]) -> pl.DataFrame:

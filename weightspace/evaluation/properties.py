@@ -6,7 +6,8 @@ choose its strength on validation models, report on test models once; a model is
 * Numeric targets: ridge regression, and gradient boosting where asked; R2, Kendall's tau, mean absolute error.
   A `config.*` target that is strictly positive and spans more than a factor of 100 on the training split is predicted
   in log10, and its label says so ("log10 config.learning_rate"). `step` and `metric.*` are predicted as recorded.
-* Text and truth values: logistic regression; accuracy beside the share of the most frequent training class.
+* Text and truth values: logistic regression, and gradient boosting where asked; accuracy beside the share of the most
+  frequent training class.
 * A target that does not vary on the training split has one row with metric "constant" and no value.
 * Checkpoints with non-finite weights are left out everywhere, those without a finite target for that target;
   `n_train` and `n_test` count what is left. The validation split chooses and is never merged into training.
@@ -26,7 +27,7 @@ import polars as pl
 from jaxtyping import Float, Float64
 from scipy.linalg import eigh
 from scipy.stats import kendalltau
-from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -89,6 +90,19 @@ def statistics(zoo: Zoo) -> Float[np.ndarray, "n d"]:
     (2, 14)
     """
     return weight_statistics(zoo.weights(), zoo.layout).numpy()
+
+
+def combined(*representations: Callable[[Zoo], np.ndarray]) -> Callable[[Zoo], Float[np.ndarray, "n d"]]:
+    """Several representations side by side; name it by all of them, so that nobody takes it for one alone.
+
+    >>> import torch
+    >>> from weightspace.networks.layout import Layout
+    >>> layout, table = Layout.of(torch.nn.Linear(3, 2)), pl.DataFrame({"model": ["a", "b"], "step": [0, 0]})
+    >>> zoo = Zoo.in_memory(torch.ones(2, 8), layout, table, {})
+    >>> combined(flat_weights, statistics)(zoo).shape
+    (2, 22)
+    """
+    return lambda zoo: np.concatenate([represent(zoo) for represent in representations], axis=1)
 
 
 @dataclass(frozen=True)
@@ -276,12 +290,15 @@ def ridge(
     return basis @ (shrinkage[best].T * moments), intercept, penalties[best]
 
 
-def _boosting(splits: Sequence[np.ndarray], targets: Sequence[np.ndarray]) -> np.ndarray:
+def _boosting(splits: Sequence[np.ndarray], targets: Sequence[np.ndarray], *, categorical: bool) -> np.ndarray:
     """Gradient-boosted trees, as many as have the lowest validation loss; predictions for the test split."""
-    model = HistGradientBoostingRegressor(
-        max_iter=BOOSTING_TREES, early_stopping=True, n_iter_no_change=BOOSTING_PATIENCE, random_state=0
-    )
-    model.fit(splits[0], targets[0], X_val=splits[1], y_val=targets[1])
+    kind = HistGradientBoostingClassifier if categorical else HistGradientBoostingRegressor
+    model = kind(max_iter=BOOSTING_TREES, early_stopping=True, n_iter_no_change=BOOSTING_PATIENCE, random_state=0)
+    checked, known = splits[1], targets[1]
+    if categorical:  # the loss of a class that training lacks does not exist
+        seen = np.isin(known, targets[0])
+        checked, known = (checked[seen], known[seen]) if seen.any() else (splits[0], targets[0])
+    model.fit(splits[0], targets[0], X_val=checked, y_val=known)
     trees = max(1, int(np.argmax(model.validation_score_)))  # its first entry is before any tree
     return next(islice(model.staged_predict(splits[2]), trees - 1, None))
 
@@ -318,8 +335,8 @@ def _probes(features: Sequence[np.ndarray], targets: Sequence[_Target], boosted:
             values = [split[keep] for split, keep in zip(target.splits, present, strict=True)]
             if target.categorical:
                 yield "logistic", target, _logistic((train, validation, test), values)
-            elif target.column in boosted and train.shape[1] <= BOOSTING_WIDTH:
-                yield "boosting", target, _boosting(raw, values)
+            if target.column in boosted and train.shape[1] <= BOOSTING_WIDTH:
+                yield "boosting", target, _boosting(raw, values, categorical=target.categorical)
 
 
 # ---- The protocol
@@ -359,8 +376,13 @@ def _features(name: str, represent: Callable[[Zoo], np.ndarray], zoos: Sequence[
 
 
 def _check_sides(sides: Mapping[str, Zoo]) -> None:
-    """Refuse a model on two sides of the split: its checkpoints are alike, so the probe would know it."""
+    """Refuse a model on two sides of the split: its checkpoints are alike, so the probe would know it.
+
+    Models of different zoos on disk are different ones, though they often have the same names.
+    """
     for (first, a), (second, b) in combinations(sides.items(), 2):
+        if not a.origins.keys() & b.origins.keys():
+            continue
         if shared := sorted(set(a.models) & set(b.models)):
             raise ConfigError(
                 f"model {shared[0]!r} is in the {first} and in the {second} split ({len(shared)} such models); "
@@ -372,8 +394,6 @@ def _check_boosting(boosting: Sequence[str], targets: Sequence[_Target]) -> None
     for column in boosting:
         if column not in BOOSTED and column not in [target.column for target in targets]:
             raise unknown_name("boosting target", column, [target.column for target in targets])
-        if any(target.column == column and target.categorical for target in targets):
-            raise ConfigError(f"boosting predicts numbers, but {column!r} is categorical; take it out of `boosting`")
 
 
 def predict_properties(
@@ -393,7 +413,7 @@ def predict_properties(
         test: Models that are predicted, once.
         representations: Name to function of a zoo that gives features `[n, d]` in table order, such as `statistics`.
         targets: Columns of the table: `step`, `metric.*` or `config.*`.
-        boosting: Numeric targets that, where they are among the targets, are also predicted by gradient boosting, from
+        boosting: Targets that, where they are among the targets, are also predicted by gradient boosting, from
             representations of at most 512 features.
 
     Returns:

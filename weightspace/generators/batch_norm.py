@@ -13,6 +13,8 @@ from torch.func import functional_call, vmap
 from weightspace.datasets import Dataset
 from weightspace.generators.gauge import RUNNING
 from weightspace.networks import Layout, Network
+from weightspace.zoo import Zoo
+from weightspace.zoo.behaviour import by_activation
 
 CALIBRATION_IMAGES = 256
 
@@ -54,9 +56,48 @@ def with_batch_statistics(module: nn.Module) -> nn.Module:
     return module
 
 
+def has_running_statistics(layout: Layout) -> bool:
+    """Whether networks of a layout have batch normalisation.
+
+    >>> has_running_statistics(Layout.of(nn.BatchNorm1d(3)))
+    True
+    """
+    return any(spec.role in RUNNING for spec in layout.tensors)
+
+
 def calibration_images(network: Network, data: Dataset, seed: int) -> Tensor | None:
     """Some training images for running statistics; `None` for a network that has none."""
-    if not any(spec.role in RUNNING for spec in Layout.of(network.build()).tensors):
+    if not has_running_statistics(Layout.of(network.build())):
         return None
     chosen = torch.randperm(len(data.train_images), generator=torch.Generator().manual_seed(seed))
     return data.train_images[chosen[:CALIBRATION_IMAGES]]
+
+
+def conditioned(zoo: Zoo, data: Dataset, seed: int = 0) -> Zoo:
+    """Networks whose running statistics are those of some training images; a zoo without any is given back as it is.
+
+    Published conditioning updates running statistics with momentum over 200 batches, from wherever they were decoded
+    to. Here they are measured: one pass over 256 images, each norm behind those that are right already. Weights do not
+    change.
+
+    Args:
+        zoo: Networks of one layout, generated or mixed.
+        data: Its training images are used.
+        seed: Which of them.
+
+    >>> import polars as pl
+    >>> from weightspace import datasets
+    >>> from weightspace.networks import MLP, to_json
+    >>> layout, table = Layout.of(MLP().build()), pl.DataFrame({"model": ["a"], "step": [0]})
+    >>> zoo = Zoo.in_memory(torch.ones(1, layout.parameters), layout, table, {"network": to_json(MLP())})
+    >>> conditioned(zoo, datasets.load("digits")) is zoo  # a perceptron has no norms
+    True
+    """
+    if not has_running_statistics(zoo.layout):
+        return zoo
+    rows = zoo.weights()
+    for network, place in by_activation(zoo):
+        images = calibration_images(network, data, seed)
+        assert images is not None, "the layout has running statistics"
+        rows[place] = with_running_statistics(network, rows[place], images)
+    return zoo.with_weights(rows)

@@ -10,15 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import polars as pl
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from weightspace.encoders import SANE
-from weightspace.errors import ConfigError, ZooError, unknown_name
-from weightspace.zoo import Zoo
-from weightspace.zoo.behaviour import by_activation
+from weightspace.errors import ConfigError, unknown_name
+from weightspace.generators.latent_sampler import Density, Draw, LatentSampler
 
 Mode = Literal["smooth", "joint", "token", "independent", "reference"]
 
@@ -78,55 +75,26 @@ def draw(
     return chosen + config.bandwidth * spread * torch.randn(n, t, z, generator=generator), prompt
 
 
-class KDE:
-    """A sampler of networks from the latent space of a fitted autoencoder.
+class KDE(LatentSampler):
+    """A kernel density over the latents of prompts.
 
-    Prompts of different activations are kept apart: a network drawn has the activation of its prompts, in proportion to
-    their number.
+    `config.prompt` names the prompt of a network in the modes that have one for it: smooth, joint, reference.
     """
 
-    def __init__(self, encoder: SANE, config: KDEConfig = KDEConfig()):
-        self.encoder, self.config = encoder, config
+    name = "kde"
+    Config = KDEConfig
+    config: KDEConfig
 
-    def fit(self, prompts: Zoo) -> "KDE":
-        """Encode the prompts, usually the best networks of a training zoo.
+    @property
+    def label(self) -> str:
+        """Method and mode."""
+        return f"KDE ({self.config.mode})"
 
-        Raises:
-            ZooError: There are no prompts, or one has NaN weights.
-        """
-        if not len(prompts):
-            raise ZooError("a kernel density needs prompts, and this selection of the zoo is empty")
-        self.prompts = prompts
-        self.latents = self.encoder.latents(prompts)
-        return self
+    def density(self, latents: Float[Tensor, "m t z"], generator: torch.Generator) -> Density:
+        """The kernel density over given latents."""
 
-    def sample(self, n: int, seed: int = 0) -> Zoo:
-        """Draw networks.
+        def drawn(n: int, source: torch.Generator) -> Draw:
+            made, prompt = draw(latents, n, self.config, source)
+            return made, prompt.flatten() if self.config.mode in ("smooth", "joint", "reference") else None
 
-        Returns:
-            A zoo in memory; `config.activation` is that of the prompts, `config.prompt` names the prompt in the modes
-            that have one for a whole network.
-
-        Raises:
-            ConfigError: n is below 1.
-        """
-        if n < 1:
-            raise ConfigError(f"the number of networks to draw must be at least 1, got {n}")
-        generator = torch.Generator().manual_seed(seed)
-        owner = torch.randint(len(self.latents), (n,), generator=generator)
-        rows, tables = [], []
-        for network, place in by_activation(self.prompts):
-            count = int(torch.isin(owner, place).sum())
-            if not count:
-                continue
-            drawn, prompt = draw(self.latents[place], count, self.config, generator)
-            rows.append(self.encoder.decode(drawn))
-            columns = {"config.activation": [network.activation] * count}
-            if self.config.mode in ("smooth", "joint", "reference"):
-                columns["config.prompt"] = self.prompts.table["model"][place[prompt.flatten()].tolist()].to_list()
-            tables.append(pl.DataFrame(columns))
-        table = pl.concat(tables).with_columns(
-            pl.Series("model", [f"generated-{i:04d}" for i in range(n)]), pl.lit(0, pl.Int64).alias("step")
-        )
-        header = self.encoder.header | {"name": f"KDE ({self.config.mode})"}
-        return Zoo.in_memory(torch.cat(rows), self.encoder.preparation.layout, table, header)
+        return drawn

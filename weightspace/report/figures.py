@@ -50,10 +50,15 @@ class Style:
 def family(name: str, families: Iterable[str]) -> str | None:
     """Find the kind that a name belongs to, `None` if it is of no known kind.
 
+    Several names joined by " + " are of a known kind if all of them are.
+
     >>> family("noise 0.3", SOURCE_FAMILIES)
     'noise'
+    >>> family("SANE + weight statistics", REPRESENTATION_FAMILIES) is None
+    True
     """
-    return next((kind for kind in families if kind in name.lower()), None)
+    kinds = [next((kind for kind in families if kind in part), None) for part in name.lower().split(" + ")]
+    return None if None in kinds else kinds[0]
 
 
 def is_learned(representation: str) -> bool:
