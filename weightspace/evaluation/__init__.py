@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from weightspace.datasets import Dataset
-from weightspace.encoders import SANE, Predictor
+from weightspace.encoders import Autoencoder, Predictor
 from weightspace.errors import ConfigError
 from weightspace.evaluation.benchmark import benchmark, summary
 from weightspace.evaluation.distillation import distill, distillation, train_on_labels
@@ -62,7 +62,7 @@ def targets_of(zoo: Zoo) -> list[str]:
 
 
 def properties(
-    encoder: SANE | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
+    encoder: Autoencoder | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predict properties of models never seen, from the embedding and from simple representations.
 
@@ -79,9 +79,9 @@ def properties(
         {encoder.module.name: lambda part: encoder.embed(part).numpy()}
         if isinstance(encoder, Predictor)
         else {
-            "SANE, layers": lambda part: encoder.embed(part, "layers").numpy(),
-            "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
-            "SANE, mean token": lambda part: encoder.embed(part).numpy(),
+            f"{encoder.title}, layers": lambda part: encoder.embed(part, "layers").numpy(),
+            f"{encoder.title}, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+            f"{encoder.title}, mean token": lambda part: encoder.embed(part).numpy(),
         }
     )
     representations: dict[str, Callable[..., Float[np.ndarray, "n d"]]] = {
@@ -115,7 +115,7 @@ def require_prompts(prompts: Zoo) -> None:
 
 def generation(
     generated: Zoo,
-    encoder: SANE,
+    encoder: Autoencoder,
     zoo: Zoo,
     data: Dataset,
     *,
@@ -163,7 +163,7 @@ def generation(
     )  # fmt: skip
 
 
-def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
+def population_map(encoder: Autoencoder, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
     """Every checkpoint on a plane: the first two principal components of the embeddings of training models.
 
     Returns:
