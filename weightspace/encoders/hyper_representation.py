@@ -7,6 +7,7 @@ Models" (NeurIPS 2022, arXiv 2209.14733): errors are divided by the variance of 
 Axes: m network, v both views of all networks, t token, n token of a layer, d width, z latent, p parameter.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 
 from weightspace.encoders.autoencoder import Autoencoder, Pooling
 from weightspace.encoders.hyper_representation_config import HyperRepresentationConfig
-from weightspace.encoders.preparation import Preparation, prepared
+from weightspace.encoders.preparation import Preparation, other_layout, prepared
 from weightspace.encoders.transformer import Block, layer_moments, nt_xent
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import PermutationGroup, gather_index, random_permutations
@@ -148,6 +149,16 @@ class TokenDecoder(nn.Module):
         return [write(part) for write, part in zip(self.maps, parts, strict=True)]
 
 
+def _projection_head(c: HyperRepresentationConfig) -> nn.Sequential:
+    layers, width, outputs = c.projection
+    hidden = [
+        part
+        for inputs, size in pairwise([c.latent, *[width] * layers])
+        for part in (nn.Linear(inputs, size), nn.BatchNorm1d(size), nn.ReLU())
+    ]
+    return nn.Sequential(*hidden, nn.Linear(width if layers else c.latent, outputs), nn.BatchNorm1d(outputs))
+
+
 class HyperRepresentationModule(nn.Module):
     """Encoder, decoder and projection head.
 
@@ -156,31 +167,41 @@ class HyperRepresentationModule(nn.Module):
         groups: For tokens that have outgoing weights too.
     """
 
-    def __init__(self, config: HyperRepresentationConfig, layout: Layout, groups: Sequence[PermutationGroup] = ()):
+    def __init__(
+        self,
+        config: HyperRepresentationConfig,
+        layout: Layout,
+        groups: Sequence[PermutationGroup] = (),
+        *,
+        device: torch.device | str | None = None,
+    ):
         super().__init__()
         self.config = config
         self.read = LayerTokens.of(layout, config.tokens, groups)
         self.written = self.read if config.tokens != "neuron_in_out" else LayerTokens.of(layout)
-        self.encoder = TokenEncoder(config, self.read.shapes)
-        self.decoder = TokenDecoder(config, self.written.shapes)
-        layers, width, outputs = config.projection
-        sizes = [config.latent, *[width] * layers]
-        hidden = [
-            part
-            for inputs, size in pairwise(sizes)
-            for part in (nn.Linear(inputs, size), nn.BatchNorm1d(size), nn.ReLU())
-        ]
-        self.head = nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs), nn.BatchNorm1d(outputs))
+        with torch.device(device or "cpu"):
+            self.encoder = TokenEncoder(config, self.read.shapes)
+            self.decoder = TokenDecoder(config, self.written.shapes)
+            self.head = _projection_head(config)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Draw initial weights: Kaiming normal, biases zero, those of the head 0.01; the collecting token N(0, 1)."""
+        """Draw initial weights: Kaiming normal, biases zero, those of the head 0.01; the collecting token N(0, 1).
+
+        Published is Kaiming normal everywhere. Where no rectifier follows, the variance is kept instead, residual
+        outputs are narrower by √(2 depth), and the map to the latent is halved: else tanh is saturated from the start.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith("positions"):
                 nn.init.normal_(parameter, std=_POSITION, generator=generator)
             elif name.endswith("collector"):
                 nn.init.normal_(parameter, generator=generator)
             elif parameter.ndim > 1:
-                nn.init.kaiming_normal_(parameter, generator=generator)
+                gain = math.sqrt(2) if name.startswith("head") or name.endswith("mlp_in.weight") else 1.0
+                if name.endswith(("attention_out.weight", "mlp_out.weight")):
+                    gain = 1 / math.sqrt(2 * self.config.depth)
+                elif "bottleneck" in name:
+                    gain = 0.5
+                nn.init.normal_(parameter, std=gain * parameter.shape[1] ** -0.5, generator=generator)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         for part in self.head:
@@ -327,8 +348,8 @@ class HyperRepresentation(Autoencoder):
         Raises:
             LayoutError: It was fitted on another layout.
         """
-        if layout not in (None, self.preparation.layout):
-            raise self.preparation.refused(layout)
+        if layout is not None and layout != self.preparation.layout:
+            raise other_layout(layout, self.preparation.layout)
         self.module.eval()
         rows = torch.cat([self.module.decode(some[:, 0]) for some in latents.split(_AT_ONCE)])
         return self.preparation.invert(rows)

@@ -57,15 +57,8 @@ class Preparation:
             LayoutError: The zoo has another layout.
         """
         if zoo.layout != self.layout:
-            raise self.refused(zoo.layout)
+            raise other_layout(zoo.layout, self.layout)
         return zoo.weights() if self.reference is None else aligned_rows(zoo, self.reference)
-
-    def refused(self, layout: Layout) -> LayoutError:
-        """The error for networks of another layout."""
-        return LayoutError(
-            f"the zoo has {layout.parameters} parameters in layout {layout.digest}, the encoder was fitted on "
-            f"{self.layout.parameters} in {self.layout.digest}; choose a zoo of the same architecture"
-        )
 
     def apply(self, zoo: Zoo) -> Float[Tensor, "m p"]:
         """Aligned, standardised rows."""
@@ -75,6 +68,14 @@ class Preparation:
     def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         """Standardised rows in the units of the weights; they stay aligned."""
         return self.scale.invert(rows)
+
+
+def other_layout(layout: Layout, fitted: Layout) -> LayoutError:
+    """The error for networks of another layout than an encoder was fitted on."""
+    return LayoutError(
+        f"the zoo has {layout.parameters} parameters in layout {layout.digest}, the encoder was fitted on "
+        f"{fitted.parameters} in {fitted.digest}; choose a zoo of the same architecture"
+    )
 
 
 def of_one_layout(zoos: Zoo | Sequence[Zoo]) -> list[list[Zoo]]:
@@ -124,7 +125,7 @@ def prepared(
         for zoo in zoos:
             zoo.require_finite("fitting an encoder")
             if zoo.layout != zoos[0].layout:
-                raise Preparation(zoos[0].layout, None, Standardisation.none(zoos[0].layout)).refused(zoo.layout)
+                raise other_layout(zoo.layout, zoos[0].layout)
         reference = training_reference(zoos[0], seed) if align else None
         rows = torch.cat([zoo.weights() if reference is None else aligned_rows(zoo, reference) for zoo in zoos])
         references.append(reference)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from weightspace.encoders.autoencoder import Autoencoder, Pooling
 from weightspace.encoders.behaviour import Behaviour
-from weightspace.encoders.preparation import Preparation, of_one_layout, prepared, training_reference
+from weightspace.encoders.preparation import Preparation, of_one_layout, other_layout, prepared, training_reference
 from weightspace.encoders.sane_config import SANEConfig, several, small
 from weightspace.encoders.transformer import Block, layer_moments, masked_deviation, masked_mse, nt_xent, sinusoids
 from weightspace.errors import ConfigError, LayoutError
@@ -336,7 +336,7 @@ class SANE(Autoencoder):
         """Preparation of a layout that it was not fitted on."""
         shared = self.preparation.shared
         if shared is None:
-            raise self.preparation.refused(layout)
+            raise other_layout(layout, self.preparation.layout)
         return Preparation(layout, None, shared.of(layout), shared)
 
     def groups_of(self, layout: Layout) -> tuple[PermutationGroup, ...]:

@@ -33,7 +33,7 @@ class LayerTokens:
     torch.Size([5, 994])
     """
 
-    indices: tuple[Int64[Tensor, "n c"], ...]
+    indices: tuple[Int64[Tensor, "_ _"], ...]
     """Where the values of each layer's tokens lie in a row."""
     layers: Int64[Tensor, " t"]
     """Number of the layer of each token."""
