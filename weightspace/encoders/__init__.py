@@ -85,6 +85,7 @@ __all__ = [
     "load",
     "load_autoencoder",
     "names",
+    "published_size",
     "weight_encoders",
 ]
 
@@ -133,6 +134,20 @@ def autoencoders() -> list[str]:
     ['hyper-representation', 'sane']
     """
     return sorted(_AUTOENCODERS)
+
+
+def published_size(method: str, name: str) -> SANEConfig | HyperRepresentationConfig:
+    """The configuration of an autoencoder in a published size.
+
+    Raises:
+        UnknownName: There is no such autoencoder, or it has no such size.
+
+    >>> published_size("sane", "resnet18").width
+    2048
+    """
+    if method not in _AUTOENCODERS:
+        raise unknown_name("autoencoder", method, _AUTOENCODERS)
+    return _AUTOENCODERS[method].published(name)
 
 
 def weight_encoders() -> tuple[type[WeightEncoder], ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from weightspace.encoders.autoencoder import Autoencoder, Pooling
-from weightspace.encoders.hyper_representation_config import HyperRepresentationConfig
+from weightspace.encoders.hyper_representation_config import HyperRepresentationConfig, size
 from weightspace.encoders.preparation import Preparation, other_layout, prepared
 from weightspace.encoders.transformer import Block, layer_moments, nt_xent
 from weightspace.networks.layout import Layout
@@ -253,6 +253,7 @@ class HyperRepresentation(Autoencoder):
 
     name, title = "hyper-representation", "hyper-representation"
     Config = HyperRepresentationConfig
+    published = staticmethod(size)
     module: HyperRepresentationModule
 
     def __init__(

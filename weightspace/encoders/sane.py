@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from weightspace.encoders.autoencoder import Autoencoder, Pooling
 from weightspace.encoders.behaviour import Behaviour
 from weightspace.encoders.preparation import Preparation, of_one_layout, other_layout, prepared, training_reference
-from weightspace.encoders.sane_config import SANEConfig, several, small
+from weightspace.encoders.sane_config import SANEConfig, several, size, small
 from weightspace.encoders.transformer import Block, layer_moments, masked_deviation, masked_mse, nt_xent, sinusoids
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
@@ -233,6 +233,7 @@ class SANE(Autoencoder):
 
     name, title = "sane", "SANE"
     Config = SANEConfig
+    published = staticmethod(size)
     module: SANEModule
 
     def __init__(self, config: SANEConfig, preparation: Preparation | Sequence[Preparation], header: dict):

@@ -99,7 +99,7 @@ class SharedScale:
     """Root mean square over the training networks of all weights, each times the root of its fan-in for `fan_in`."""
 
     @classmethod
-    def fit(cls, kind: SharedKind, populations: Sequence[tuple[Float[Tensor, "m p"], Layout]]) -> "SharedScale":
+    def fit(cls, kind: SharedKind, populations: Sequence[tuple[Float[Tensor, "_ _"], Layout]]) -> "SharedScale":
         """The unit of networks of several layouts, a matrix of rows a layout."""
         total, count = 0.0, 0
         for rows, layout in populations:
