@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from weightspace.encoders import SANE, SANEConfig, TrainingConfig
+from weightspace.encoders import SANE, SANEConfig, TrainingConfig, sequences
 from weightspace.encoders import sane as sane_file
 from weightspace.encoders.preparation import Preparation
-from weightspace.encoders.sane import SANEModule, halo_windows, log_magnitude
+from weightspace.encoders.sane import SANEModule, log_magnitude
 from weightspace.encoders.sane_config import cnn, resnet18, small
+from weightspace.encoders.sequences import halo_windows
 from weightspace.encoders.transformer import masked_mse, nt_xent
 from weightspace.errors import ConfigError
 from weightspace.networks import Layout
@@ -314,7 +315,7 @@ def test_windows_are_encoded_one_by_one_and_their_middle_is_kept():
 def test_encoding_in_pieces_is_encoding_at_once(monkeypatch):
     made, rows = encoder(window=4, halo=1), rows_of(7)
     whole = made.encode(rows)
-    monkeypatch.setattr(sane_file, "_TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr(sequences, "_TOKENS_AT_ONCE", 40)
     torch.testing.assert_close(made.encode(rows), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -310,7 +310,7 @@ class HyperRepresentation(Autoencoder):
                 yield (*fitted._views(some, groups, generator), weights)
 
         fitted._train(
-            *sides, optimisation, folder,
+            sides[0], sides[1], optimisation, folder,
             batches=shuffled, batches_per_epoch=len(rows) // size, held_out=in_order, options=(align,),
         )  # fmt: skip
         return fitted

@@ -21,6 +21,7 @@ from weightspace.encoders.autoencoder import Autoencoder, Pooling
 from weightspace.encoders.behaviour import Behaviour
 from weightspace.encoders.preparation import Preparation, of_one_layout, other_layout, prepared, training_reference
 from weightspace.encoders.sane_config import SANEConfig, several, size, small
+from weightspace.encoders.sequences import Sequences
 from weightspace.encoders.transformer import Block, layer_moments, masked_deviation, masked_mse, nt_xent, sinusoids
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks.layout import Layout
@@ -32,32 +33,6 @@ from weightspace.zoo import Zoo
 
 _LEAST = 1e-3  # magnitude, in standard deviations, below which weights count as zero
 _EMBEDDED_AT_ONCE = 1024  # networks whose hidden states are held at a time
-_TOKENS_AT_ONCE = 2**15  # tokens of a forward pass without gradients: bounds the memory of encoding a zoo
-
-
-# --- windows -----------------------------------------------------------------------------------------------------
-
-
-def halo_windows(count: int, window: int, halo: int) -> tuple[Int64[Tensor, "b t"], Int64[Tensor, " n"]]:
-    """Overlapping windows that cover a sequence, and where to read each token's result.
-
-    Every window has the same length; of each, the middle is kept (SANE, appendix on haloing; made to work at all
-    lengths).
-
-    Returns:
-        Token numbers of each window; for each of the `count` tokens its place in the flattened windows.
-
-    >>> windows, kept = halo_windows(5, window=3, halo=1)
-    >>> windows.flatten()[kept]
-    tensor([0, 1, 2, 3, 4])
-    """
-    length = min(window, count)
-    step = max(1, window - 2 * halo)
-    tokens = torch.arange(count)
-    owner = tokens // step if count > window else torch.zeros_like(tokens)
-    starts = (torch.arange(int(owner[-1]) + 1) * step - halo).clamp(0, count - length)
-    windows = starts[:, None] + torch.arange(length)
-    return windows, owner * length + tokens - starts[owner]
 
 
 # --- module ------------------------------------------------------------------------------------------------------
@@ -198,31 +173,6 @@ class SANEModule(nn.Module):
 # --- the fitted encoder ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Sequences:
-    """How networks of one layout become sequences, and back."""
-
-    preparation: Preparation
-    view: TokenView
-    positions: Int64[Tensor, "t c"]
-    """As the module reads them."""
-    windows: Int64[Tensor, "b s"]
-    kept: Int64[Tensor, " n"]
-    """Of haloing, see `halo_windows`."""
-
-    @classmethod
-    def of(cls, preparation: Preparation, config: SANEConfig) -> "_Sequences":
-        view = TokenView(preparation.layout, config.token_width, dense=config.dense)
-        needed = view.positions.amax(0) + 1
-        if config.max_positions is not None and bool((needed > torch.tensor(config.max_positions)).any()):
-            raise ConfigError(
-                f"the layout needs positions up to {tuple(needed.tolist())} (tokens, layers, channels), the model has "
-                f"tables for {config.max_positions}; enlarge max_positions"
-            )
-        positions = torch.cat([view.positions, view.codes[:, None]], 1) if config.layer_types else view.positions
-        return cls(preparation, view, positions, *halo_windows(view.count, config.window, config.halo))
-
-
 class SANE(Autoencoder):
     """A trained SANE with the alignment and standardisation of its zoos: embeds networks, and decodes latents.
 
@@ -239,7 +189,7 @@ class SANE(Autoencoder):
     def __init__(self, config: SANEConfig, preparation: Preparation | Sequence[Preparation], header: dict):
         super().__init__(config, preparation, header)
         self.module = SANEModule(config)
-        self._known = {found.layout.digest: _Sequences.of(found, config) for found in self.preparations}
+        self._known = {found.layout.digest: Sequences.of(found, config) for found in self.preparations}
         self._groups: dict[str, tuple[PermutationGroup, ...]] = {}
 
     @classmethod
@@ -326,11 +276,11 @@ class SANE(Autoencoder):
         """Tokens of the first layout."""
         return self._of(None).view
 
-    def _of(self, layout: Layout | None) -> _Sequences:
+    def _of(self, layout: Layout | None) -> Sequences:
         """Sequences of a layout, of the first where none is given."""
         layout = layout or self.preparation.layout
         if layout.digest not in self._known:
-            self._known[layout.digest] = _Sequences.of(self._shared(layout), self.config)
+            self._known[layout.digest] = Sequences.of(self._shared(layout), self.config)
         return self._known[layout.digest]
 
     def _shared(self, layout: Layout) -> Preparation:
@@ -374,7 +324,7 @@ class SANE(Autoencoder):
         return (*views, lambda tokens: distance(invert(sequences.view.detokenise(tokens))))
 
     def _views(
-        self, rows: Tensor, generator: torch.Generator, sequences: _Sequences | None = None
+        self, rows: Tensor, generator: torch.Generator, sequences: Sequences | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Two noisy views of one random window of prepared rows; the second one permuted if so configured."""
         sequences = sequences or self._of(None)
@@ -396,7 +346,7 @@ class SANE(Autoencoder):
         """Latent sequence of prepared (aligned, standardised) rows."""
         self.module.eval()
         sequences = self._of(layout)
-        return self._haloed(sequences, sequences.view.tokenise(rows), self.module.encode)
+        return sequences.haloed(sequences.view.tokenise(rows), self.module.encode)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "m t z"], layout: Layout | None = None) -> Float[Tensor, "m p"]:
@@ -416,7 +366,7 @@ class SANE(Autoencoder):
                 f"got latent sequences of {latents.shape[1]} tokens, networks of layout "
                 f"{sequences.view.layout.digest} have {sequences.view.count}; give their layout"
             )
-        tokens = self._haloed(sequences, latents, self.module.decode)
+        tokens = sequences.haloed(latents, self.module.decode)
         return sequences.preparation.invert(sequences.view.detokenise(tokens))
 
     def latents(self, zoo: Zoo) -> Float[Tensor, "m t z"]:
@@ -453,9 +403,9 @@ class SANE(Autoencoder):
         return torch.cat(parts)[torch.cat(places).argsort()]
 
     @torch.no_grad()
-    def _pooled(self, sequences: _Sequences, rows: Float[Tensor, "m p"], pooling: Pooling) -> Float[Tensor, "m e"]:
+    def _pooled(self, sequences: Sequences, rows: Float[Tensor, "m p"], pooling: Pooling) -> Float[Tensor, "m e"]:
         self.module.eval()
-        states = self._haloed(sequences, sequences.view.tokenise(rows), self.module.hidden)  # m t d
+        states = sequences.haloed(sequences.view.tokenise(rows), self.module.hidden)  # m t d
         layer = sequences.view.positions[:, 1]
         if pooling == "layers":
             return layer_moments(states, layer)
@@ -465,23 +415,12 @@ class SANE(Autoencoder):
             return torch.einsum("mtz,tl->mlz", latents, member / member.sum(0)).flatten(1)
         return latents.mean(1) if pooling == "mean" else latents.flatten(1)
 
-    def _haloed(self, sequences: _Sequences, sequence: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Apply a map of windows to whole sequences `[m, t, x]`."""
-        windows, positions = sequences.windows, sequences.positions[sequences.windows]
-        networks = max(1, _TOKENS_AT_ONCE // windows.numel())
-        parts = []
-        for some in sequence.split(networks):
-            result = apply(some[:, windows].flatten(0, 1), positions.repeat(len(some), 1, 1))  # m·b t x
-            result = result.unflatten(0, (len(some), len(windows)))
-            parts.append(result.flatten(1, 2)[:, sequences.kept])
-        return torch.cat(parts)
-
 
 @dataclass(frozen=True, eq=False)
 class _Side:
     """Networks of one layout on one side of the split."""
 
-    sequences: _Sequences
+    sequences: Sequences
     rows: Float[Tensor, "m p"]
     """Prepared."""
     behaviour: Behaviour | None
