@@ -67,6 +67,7 @@ def test_one_model_reads_and_writes_all_architectures(fitted, zoos):
         assert latents.shape == (len(zoo), TokenView(zoo.layout, 20, dense=True).count, 16)
         assert torch.equal(fitted.decode(latents, zoo.layout), fitted.reconstruct(zoo).weights())
         assert fitted.embed(zoo).shape == (len(zoo), 16)
+        assert fitted.preparation_of(zoo.layout).layout == zoo.layout
     assert fitted.preparation.layout == zoos[0].layout
     assert torch.equal(fitted.decode(fitted.latents(zoos[0])), fitted.reconstruct(zoos[0]).weights())
 

@@ -290,6 +290,14 @@ class SANE(Autoencoder):
             raise other_layout(layout, self.preparation.layout)
         return Preparation(layout, None, shared.of(layout), shared)
 
+    def preparation_of(self, layout: Layout) -> Preparation:
+        """Alignment and scale of networks of a layout; those that it was not fitted on keep their order of units.
+
+        Raises:
+            LayoutError: It was fitted with statistics of layers and on another layout.
+        """
+        return self._of(layout).preparation
+
     def groups_of(self, layout: Layout) -> tuple[PermutationGroup, ...]:
         """Units that may be renumbered in networks of a layout that it was fitted on."""
         if layout.digest not in self._groups:

@@ -87,9 +87,9 @@ def several(layouts: Sequence[Layout]) -> SANEConfig:
     """
     config = SANEConfig(
         token_width=64, max_positions=None, window=64, latent=56, magnitudes=True, scale="fan_in",
-        normalised_loss=True, dense=True, layer_types=True,
+        normalised_loss=True, layer_types=True,
     )  # fmt: skip
-    longest = max((TokenView(layout, config.token_width, dense=True).count for layout in layouts), default=0)
+    longest = max((TokenView(layout, config.token_width).count for layout in layouts), default=0)
     return config if longest <= config.window else replace(config, halo=config.window // 4)
 
 
