@@ -94,7 +94,7 @@ class TokenView:
     >>> view.count, view.tokenise(torch.zeros(5, 994)).shape
     (26, torch.Size([5, 26, 73]))
     >>> TokenView(Layout.of(CNN().build()), width=73, dense=True).count
-    16
+    15
     """
 
     def __init__(self, layout: Layout, width: int, *, skip_norm: bool = False, dense: bool = False):
