@@ -18,7 +18,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from weightspace import networks
-from weightspace.encoders.sane import SANEModule, small
+from weightspace.encoders.sane import SANEModule
+from weightspace.encoders.sane_config import small
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import (
     PermutationGroup,

@@ -21,7 +21,9 @@ from torch import nn
 import weightspace as ws
 from weightspace.demo import machine
 from weightspace.encoders import SANE, SANEConfig, TrainingConfig, load
-from weightspace.encoders.sane import SANEModule, masked_mse, small
+from weightspace.encoders.sane import SANEModule
+from weightspace.encoders.sane_config import small
+from weightspace.encoders.transformer import masked_mse
 from weightspace.evaluation import best_prompts, median_distance
 from weightspace.evaluation.properties import predict_properties, statistics
 from weightspace.generators import KDE, KDEConfig

@@ -9,10 +9,7 @@ accuracy, and test images and test networks are only measured on.
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -25,8 +22,8 @@ import weightspace as ws
 from weightspace import datasets
 from weightspace.demo import machine
 from weightspace.encoders import SANE, TrainingConfig
-from weightspace.encoders.preparation import Preparation
-from weightspace.encoders.sane import masked_mse, small
+from weightspace.encoders.sane_config import small
+from weightspace.encoders.transformer import masked_mse
 from weightspace.evaluation.barrier import alignments, compare_barriers
 from weightspace.networks import CNN, MLP, Layout, Network
 from weightspace.networks.population import Hyperparameters, initial_rows, population_metrics, train_population
@@ -160,17 +157,6 @@ def pairs(data: datasets.Dataset) -> None:
     pl.concat(curves).write_csv(RESULTS / "symmetry_curves.csv")
 
 
-@contextmanager
-def in_their_own_order() -> Iterator[None]:
-    """SANE is fitted on networks that are not aligned."""
-    fit = Preparation.fit
-    Preparation.fit = partial(fit, align=False)
-    try:
-        yield
-    finally:
-        Preparation.fit = fit
-
-
 def error(sane: SANE, zoo: ws.Zoo) -> float:
     """Reconstruction error of standardised weights."""
     tokens = sane.view.tokenise(sane.preparation.apply(zoo))
@@ -187,12 +173,10 @@ def ablation(zoo: ws.Zoo) -> None:
     for name, aligned, view in (
         ("not aligned", False, False), ("aligned", True, False), ("aligned, one view permuted", True, True),
     ):  # fmt: skip
-        fit = partial(SANE.fit, training, validation=validation, optimisation=optimisation)
-        if aligned:
-            sane = fit(config=replace(config, permuted_view=view))
-        else:
-            with in_their_own_order():
-                sane = fit(config=replace(config, permuted_view=view))
+        sane = SANE.fit(
+            training, validation=validation, config=replace(config, permuted_view=view), optimisation=optimisation,
+            align=aligned,
+        )  # fmt: skip
         sane.module.eval()
         sides = {"training": training, "validation": validation, "test": test}
         rows.append({"data and views": name} | {f"{side} error": error(sane, part) for side, part in sides.items()})

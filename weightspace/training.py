@@ -121,6 +121,7 @@ def train(
     optimiser = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
         lr=config.learning_rate,
+        fused=config.precision != "16-mixed",  # a fused step undoes the scaling of 16-mixed after gradients are clipped
     )
     steps = config.epochs * batches_per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: one_cycle(step, steps, config.warmup))

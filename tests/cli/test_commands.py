@@ -179,6 +179,29 @@ def test_report_of_run_and_zoo(folder, tmp_path):
     assert (tmp_path / "zoo.html").stat().st_size > 10_000
 
 
+def test_hyper_representation_end_to_end(folder, tmp_path):
+    made = tmp_path / "made"
+    assert run("fit", "hyper-representation", folder / "zoo", "--out", made, *FIT, "--align") == 0
+    fitted = encoders.load_autoencoder(made)
+    assert fitted.name == "hyper-representation" and fitted.preparation.reference is not None
+    assert run("embed", made, folder / "zoo", "--out", tmp_path / "e.parquet", "--pooling", "layers") == 0
+    assert len(pl.read_parquet(tmp_path / "e.parquet")) == 60
+    assert run("predict", made, folder / "zoo", "--targets", "step", "--out", tmp_path / "tables") == 0
+    names = pl.read_csv(tmp_path / "tables" / "properties.csv")["representation"]
+    assert "hyper-representation, layers" in set(names)
+    assert run("sample", made, folder / "zoo", "--out", tmp_path / "samples", "--n", 3, "--best", 1.0) == 0
+
+
+def test_sane_on_two_zoos(folder, tmp_path):
+    options = ["--network", "cnn", "--models", 6, "--epochs", 1, "--train-limit", 64, "--workers", 1]
+    assert run("zoo", "train", tmp_path / "other", *options) == 0
+    zoos = [folder / "zoo", tmp_path / "other"]
+    assert run("fit", "sane", *zoos, "--out", tmp_path / "sane", *FIT, "--no-align") == 0
+    fitted = encoders.load_autoencoder(tmp_path / "sane")
+    assert len(fitted.preparations) == 2 and fitted.preparation.reference is None
+    assert run("embed", tmp_path / "sane", zoos[1], "--out", tmp_path / "e.parquet") == 0
+
+
 def test_same_commands_same_results(folder, tmp_path):
     assert run("fit", "sane", folder / "zoo", "--out", tmp_path / "sane", *FIT) == 0
     for name in ("model.safetensors", "preparation.safetensors"):
@@ -287,6 +310,8 @@ def test_a_zoo_of_nothing_but_nan(folder, zoo, tmp_path, capsys):
         ("fit sane ZOO --out NEW --learning-rate nan", "learning_rate must be positive"),
         ("fit sane ZOO --out NEW --accelerator banana", "accelerator 'banana'"),
         ("fit sane ZOO --out NEW --target step", "learns from weights alone; leave --target out"),
+        ("fit sane ZOO --out NEW --size resnet17", "unknown size of SANE 'resnet17'; did you mean 'resnet18'?"),
+        ("fit dng ZOO ZOO --out NEW", "dng is no autoencoder; give one zoo"),
         ("fit dng ZOO --out NEW --target metric.test_acuracy", "did you mean 'metric.test_accuracy'?"),
         ("benchmark --zoo ZOO --out NEW --encoders sme", "unknown contestant 'sme'; did you mean 'sne'?"),
         ("benchmark --zoo ZOO ZOO --out NEW", "two zoos are called 'zoo'"),

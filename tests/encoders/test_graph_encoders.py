@@ -152,8 +152,8 @@ def test_a_scale_for_each_tensor_undoes_the_units_of_tensors_and_keeps_symmetry(
     other = Architecture.of(MLP(hidden=(6, 6)))
     with pytest.raises(LayoutError, match="by_tensor=False"):
         module(Networks.of(torch.zeros(1, other.layout.parameters), other))
+    both = [some.architecture, some_networks("cnn").architecture]
     with pytest.raises(LayoutError, match="one layout"):
-        both = [some.architecture, some_networks("cnn").architecture]
         encoder(replace(SMALL[encoder], by_tensor=True), both, outputs=2)
 
 

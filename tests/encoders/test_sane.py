@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from weightspace.encoders import SANE, SANEConfig, TrainingConfig
+from weightspace.encoders import SANE, SANEConfig, TrainingConfig, sequences
 from weightspace.encoders import sane as sane_file
 from weightspace.encoders.preparation import Preparation
-from weightspace.encoders.sane import SANEModule, cnn, halo_windows, log_magnitude, masked_mse, nt_xent, resnet18, small
+from weightspace.encoders.sane import SANEModule, log_magnitude
+from weightspace.encoders.sane_config import cnn, resnet18, small
+from weightspace.encoders.sequences import halo_windows
+from weightspace.encoders.transformer import masked_mse, nt_xent
 from weightspace.errors import ConfigError
 from weightspace.networks import Layout
 from weightspace.symmetry import chain_groups, gather_index, random_permutations
@@ -312,7 +315,7 @@ def test_windows_are_encoded_one_by_one_and_their_middle_is_kept():
 def test_encoding_in_pieces_is_encoding_at_once(monkeypatch):
     made, rows = encoder(window=4, halo=1), rows_of(7)
     whole = made.encode(rows)
-    monkeypatch.setattr(sane_file, "_TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr(sequences, "_TOKENS_AT_ONCE", 40)
     torch.testing.assert_close(made.encode(rows), whole, rtol=1e-5, atol=1e-6)
 
 
@@ -360,8 +363,9 @@ def test_layers_embedding_has_moments_of_the_states_of_each_layer(sizes):
     states = []
     for row in made.preparation.apply(zoo):
         tokens = made.view.tokenise(row[None])[0]
-        windows = made.module.hidden(tokens[made.windows], made.view.positions[made.windows]).detach()
-        states.append(windows.flatten(0, 1)[made.kept])
+        windows, kept = halo_windows(made.view.count, made.config.window, made.config.halo)
+        found = made.module.hidden(tokens[windows], made.view.positions[windows]).detach()
+        states.append(found.flatten(0, 1)[kept])
     states = torch.stack(states)  # m t d
     layers = [states[:, :6], states[:, 6:]]
     means = torch.cat([layer.mean(1) for layer in layers], 1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightspace.networks import CNN, MLP, Layout
 from weightspace.symmetry.groups import chain_groups, gather_index, random_permutations
-from weightspace.views.standardise import Standardisation, layer_of_parameter
+from weightspace.views.standardise import SharedScale, Standardisation, layer_of_parameter
 
 NETWORKS = [
     MLP(hidden=(5, 4)),
@@ -97,3 +97,41 @@ def test_layers_are_numbered_as_tokens_are():
         "norm1.running_var": [3], "conv2.weight": [4], "conv2.bias": [4], "norm2.weight": [5], "norm2.bias": [5],
         "norm2.running_mean": [6], "norm2.running_var": [7], "fc1.weight": [8], "fc1.bias": [8],
     }  # fmt: skip
+
+
+# --- one scale for all layouts --------------------------------------------------------------------------------------
+
+
+def test_one_scale_by_fan_in_fits_widths_that_were_not_seen():
+    """Networks initialised by fan-in have deviation one in all layouts, those too that the unit does not come from."""
+    g = torch.Generator().manual_seed(0)
+
+    def rows(layout: Layout) -> torch.Tensor:
+        parts = [torch.randn(500, t.size, generator=g) for t in layout.tensors]
+        fan_in = {t.layer_name: t.size // t.shape[0] for t in layout.tensors if t.role == "weight"}
+        return torch.cat([3 * p * fan_in[t.layer_name] ** -0.5 for p, t in zip(parts, layout.tensors, strict=True)], 1)
+
+    seen = [Layout.of(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, n))) for n in (2, 9)]
+    shared = SharedScale.fit("fan_in", [(rows(layout), layout) for layout in seen])
+    assert shared.unit == pytest.approx(3, rel=0.02)
+    other = Layout.of(nn.Sequential(nn.Conv2d(2, 5, 3), nn.Linear(5, 30)))
+    scaled = shared.of(other).apply(rows(other))
+    for spec, place in zip(other.tensors, other.slices.values(), strict=True):
+        assert float(scaled[:, place].std()) == pytest.approx(1, rel=0.1), spec.name
+    torch.testing.assert_close(shared.of(other).invert(scaled), rows(other) * 0 + shared.of(other).std * scaled)
+
+
+def test_the_global_scale_is_the_root_mean_square_of_all_weights():
+    layouts = [Layout.of(nn.Linear(4, 6)), Layout.of(nn.Linear(2, 3))]
+    rows = [torch.randn(5, 30), 7 * torch.randn(4, 9)]
+    shared = SharedScale.fit("global", list(zip(rows, layouts, strict=True)))
+    wanted = torch.cat([some.flatten() for some in rows]).square().mean().sqrt()
+    assert shared.unit == pytest.approx(float(wanted), rel=1e-5)
+    assert torch.equal(shared.of(layouts[0]).std, torch.full((30,), shared.unit))
+    zero = SharedScale.fit("global", [(torch.zeros(2, 30), layouts[0])])
+    assert zero.unit == 1
+
+
+def test_no_standardisation_is_the_identity():
+    layout, rows = Layout.of(nn.Linear(4, 6)), torch.randn(5, 30)
+    assert torch.equal(Standardisation.none(layout).apply(rows), rows)

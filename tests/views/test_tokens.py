@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightspace import networks
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.networks import CNN, MLP, Layout, ResNet18
-from weightspace.views.tokens import TokenView, tokenised_layers
+from weightspace.views.tokens import LAYER_CODES, TokenView, tokenised_layers
 
 NETWORKS = {
     "mlp": MLP(hidden=(5, 3)),
@@ -140,11 +140,53 @@ def test_two_ways(name, skip_norm, width):
         np.testing.assert_array_equal(view.positions.numpy(), positions)
 
 
-@settings(deadline=None, max_examples=60)
-@given(data=st.data(), name=st.sampled_from(sorted(NETWORKS)), width=st.integers(1, 60))
-def test_a_window_is_a_part_of_the_whole(data, name, width):
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(deadline=None, max_examples=8)
+@given(width=st.integers(1, 80))
+def test_dense_tokens_are_whole_layers_cut_into_pieces(name, width):
     layout = layout_of(name)
-    view = TokenView(layout, width)
+    rows = random_rows(layout, 2)
+    view = TokenView(layout, width, dense=True)
+    state = {key: value.numpy() for key, value in layout.unflatten(rows[0]).items()}
+    tokens, positions, layers = [], [], 0
+    for key, value in state.items():
+        if key.endswith("bias"):
+            continue
+        matrix = value.reshape(value.shape[0], -1)
+        bias = key.replace("weight", "bias")
+        if bias != key and bias in state:
+            matrix = np.hstack([matrix, state[bias].reshape(-1, 1)])
+        values = matrix.reshape(-1)
+        for piece, begin in enumerate(range(0, len(values), width)):
+            part = values[begin : begin + width]
+            positions.append((len(tokens), layers, piece))
+            tokens.append(np.pad(part, (0, width - len(part))))
+        layers += 1
+    np.testing.assert_array_equal(view.tokenise(rows)[0].numpy(), np.array(tokens))
+    np.testing.assert_array_equal(view.positions.numpy(), np.array(positions))
+    assert view.detokenise(view.tokenise(rows)).equal(rows)
+    assert int(view.mask.sum()) == layout.parameters
+    assert int((~view.mask).sum()) < layers * width  # only a layer's last token is padded
+    assert view.count <= TokenView(layout, width).count
+
+
+def test_codes_tell_kinds_and_ends_whatever_the_depth():
+    for depth in (1, 3):
+        layout = Layout.of(CNN(channels=(4, 3), hidden=(5,) * depth, batch_norm=True).build())
+        view = TokenView(layout, 200)
+        first = [int(view.codes[view.positions[:, 1] == i][0]) for i in range(len(view.layers))]
+        conv, norm, linear = 1, 2, 0
+        middle = [norm, 3, 4]  # weight with bias, running mean, running variance
+        assert first == [conv + 6, *middle, conv, *middle, *[linear] * depth, linear + 12]
+    assert int(view.codes.max()) < LAYER_CODES
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), name=st.sampled_from(sorted(NETWORKS)), width=st.integers(1, 60))
+def test_a_window_is_a_part_of_the_whole(dense, data, name, width):
+    layout = layout_of(name)
+    view = TokenView(layout, width, dense=dense)
     tokens = torch.tensor(data.draw(st.lists(st.integers(0, view.count - 1), min_size=1, max_size=20)))
     assert view.index(tokens).equal(view.full_index[tokens])
     rows = random_rows(layout)

@@ -1,7 +1,7 @@
 """`weightspace benchmark`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 from rich.console import Console
@@ -48,7 +48,7 @@ def benchmark(
             raise ConfigError(f"two zoos are called {folder.name!r}; rename one of the folders")
         opened = open_zoo(folder)
         zoos[folder.name] = opened.last() if checkpoints == "last" else opened
-    changes = {} if epochs is None else {"epochs": epochs}
+    changes: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
     chosen = [*(names() if "all" in encoders else encoders), *encoder]
     frame = evaluation.benchmark(
         zoos, [contestant(name, **changes) for name in chosen], out, tasks=tasks, seeds=range(seeds), targets=target,

@@ -1,5 +1,6 @@
 """`weightspace fit` and `weightspace embed`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -45,37 +46,52 @@ class Optimisation:
 def fit(
     method: str,
     zoo: Path,
-    *,
+    *zoos: Path,
     out: Path,
     target: tuple[str, ...] = (),
+    size: str | None = None,
+    align: bool | None = None,
     split_seed: int = 0,
     optimisation: Annotated[Optimisation, Parameter(name="*")] = Optimisation(),
 ) -> None:
     """Train an encoder on the training models of a zoo, into a folder with everything in it.
 
     Args:
-        method: Name of the encoder: sane, an autoencoder, or one that learns from targets, such as dng or sne.
+        method: Name of the encoder: sane or hyper-representation, autoencoders, or one that learns from targets, such
+            as dng or sne.
         zoo: Folder of the zoo.
+        zoos: More zoos, for autoencoders; for sane of other architectures too.
         out: Folder of the fitted encoder; an interrupted training is continued there.
         target: Column to learn from, such as metric.test_accuracy (the default) or config.learning_rate; may be
             repeated. Not for autoencoders, which need none.
+        size: Of an autoencoder: a published one, such as cnn or resnet18 for sane, mnist-seed for hyper-representation;
+            by default small and made for the networks.
+        align: Of an autoencoder: bring networks into one order of hidden units first. By default sane does,
+            hyper-representation does not.
         split_seed: Seed of the split by model; only its training part is learned from.
     """
     if method not in encoders.names():
         raise unknown_name("encoder", method, encoders.names())
     given = {name: value for name, value in asdict(optimisation).items() if value is not None}
-    whole = open_zoo(zoo)
-    finite = whole.finite()
-    train, validation, _ = finite.split(split_seed)
+    whole = [open_zoo(folder) for folder in (zoo, *zoos)]
+    finite = [some.finite() for some in whole]
+    train, validation, _ = zip(*(some.split(split_seed) for some in finite), strict=True)
     if method in encoders.autoencoders():
         if target:
             raise ConfigError(f"{method} is an autoencoder and learns from weights alone; leave --target out")
         options: dict = {"optimisation": TrainingConfig(**given)}
+        options |= {} if size is None else {"config": encoders.published_size(method, size)}
+        options |= {} if align is None else {"align": align}
+        encoders.fit(method, train, validation=validation, folder=out, **options)
     else:
+        if zoos or size is not None or align is not None:
+            raise ConfigError(f"{method} is no autoencoder; give one zoo, and leave --size and --align out")
         options = {"optimisation": replace(encoders.by_name(method).optimisation, **given)}
         options |= {"targets": target} if target else {}
-    encoders.fit(method, train, validation=validation, folder=out, **options)
-    Console().print(f"fitted {method} on {len(train)} checkpoints{_left_out(whole, finite)}: {out}", highlight=False)
+        encoders.fit(method, *train, validation=validation[0], folder=out, **options)
+    Console().print(
+        f"fitted {method} on {sum(map(len, train))} checkpoints{_left_out(whole, finite)}: {out}", highlight=False
+    )
 
 
 def embed(
@@ -83,7 +99,7 @@ def embed(
     zoo: Path,
     *,
     out: Path = Path("embeddings.parquet"),
-    pooling: Literal["mean", "sequence", "layers"] = "mean",
+    pooling: Literal["mean", "layer_means", "sequence", "layers"] = "mean",
 ) -> None:
     """Write the embedding of every checkpoint of a zoo, beside its columns.
 
@@ -91,8 +107,8 @@ def embed(
         encoder: Folder of a fitted encoder.
         zoo: Folder of the zoo.
         out: Parquet file with the zoo's table and a column `embedding`.
-        pooling: Of autoencoders: mean of the token latents, the whole sequence of them, or moments of the encoder's
-            states by layer.
+        pooling: Of autoencoders: mean of the token latents, one mean a layer, the whole sequence of them, or moments of
+            the encoder's states by layer.
     """
     fitted, whole = encoders.load(encoder), open_zoo(zoo)
     finite = whole.finite()
@@ -105,9 +121,9 @@ def embed(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, buffer.getvalue())
     size = f"{len(table)} embeddings of {embedding.shape[1]} values"
-    Console().print(f"{size}{_left_out(whole, finite)}: {out}", highlight=False)
+    Console().print(f"{size}{_left_out([whole], [finite])}: {out}", highlight=False)
 
 
-def _left_out(whole: Zoo, finite: Zoo) -> str:
-    count = len(whole) - len(finite)
+def _left_out(whole: Sequence[Zoo], finite: Sequence[Zoo]) -> str:
+    count = sum(map(len, whole)) - sum(map(len, finite))
     return f" ({count} with NaN or infinite weights left out)" if count else ""

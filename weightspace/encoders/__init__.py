@@ -1,13 +1,17 @@
 """Encoders: views of weights to embeddings, and back for autoencoders. One file a method."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.autoencoder import Autoencoder
 from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
 from weightspace.encoders.dng import DNG, DNGConfig
 from weightspace.encoders.dws import DWS, DWSConfig
 from weightspace.encoders.flat import Flat, FlatConfig
 from weightspace.encoders.graph_metanet import GMN, GMNConfig
+from weightspace.encoders.hyper_representation import HyperRepresentation
+from weightspace.encoders.hyper_representation_config import HyperRepresentationConfig
 from weightspace.encoders.nar_former import NARFormer, NARFormerConfig, NARFormerDNG, NARFormerDNGConfig
 from weightspace.encoders.neural_graph import NGGNN, NGT, NGGNNConfig, NGTConfig
 from weightspace.encoders.nfn import NFNHNP, NFNNP, NFNConfig
@@ -16,7 +20,8 @@ from weightspace.encoders.predictor import Predictor
 from weightspace.encoders.pretrained import read_config
 from weightspace.encoders.probe_moments import ProbeMoments, ProbeMomentsConfig
 from weightspace.encoders.probing import ProbeGen, ProbeGenConfig
-from weightspace.encoders.sane import SANE, SANEConfig
+from weightspace.encoders.sane import SANE
+from weightspace.encoders.sane_config import SANEConfig
 from weightspace.encoders.scale_gmn import BidirectionalScaleGMN, ScaleGMN, ScaleGMNConfig
 from weightspace.encoders.sne import SNE, ChunkSet, SNEConfig
 from weightspace.encoders.statnn import StatNN, StatNNConfig
@@ -38,6 +43,7 @@ __all__ = [
     "SANE",
     "SNE",
     "UNF",
+    "Autoencoder",
     "BidirectionalScaleGMN",
     "ChunkSet",
     "DNGConfig",
@@ -48,6 +54,8 @@ __all__ = [
     "Flat",
     "FlatConfig",
     "GMNConfig",
+    "HyperRepresentation",
+    "HyperRepresentationConfig",
     "NARFormer",
     "NARFormerConfig",
     "NARFormerDNG",
@@ -77,10 +85,13 @@ __all__ = [
     "load",
     "load_autoencoder",
     "names",
+    "published_size",
     "weight_encoders",
 ]
 
-_AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
+_AUTOENCODERS: dict[str, type[SANE] | type[HyperRepresentation]] = {
+    encoder.name: encoder for encoder in (HyperRepresentation, SANE)
+}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     BidirectionalScaleGMN,
     DNG,
@@ -120,9 +131,23 @@ def autoencoders() -> list[str]:
     """Names of the methods that learn from weights alone and can decode.
 
     >>> autoencoders()
-    ['sane']
+    ['hyper-representation', 'sane']
     """
     return sorted(_AUTOENCODERS)
+
+
+def published_size(method: str, name: str) -> SANEConfig | HyperRepresentationConfig:
+    """The configuration of an autoencoder in a published size.
+
+    Raises:
+        UnknownName: There is no such autoencoder, or it has no such size.
+
+    >>> published_size("sane", "resnet18").width
+    2048
+    """
+    if method not in _AUTOENCODERS:
+        raise unknown_name("autoencoder", method, _AUTOENCODERS)
+    return _AUTOENCODERS[method].published(name)
 
 
 def weight_encoders() -> tuple[type[WeightEncoder], ...]:
@@ -145,8 +170,13 @@ def by_name(name: str) -> type[WeightEncoder]:
     return _BY_NAME[name]
 
 
-def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE | Predictor:
-    """Fit an encoder by the name of its method; the options are those of `SANE.fit` or `Predictor.fit`.
+def fit(
+    method: str, train: Zoo | Sequence[Zoo], *, validation: Zoo | Sequence[Zoo], **options: Any
+) -> Autoencoder | Predictor:
+    """Fit an encoder by the name of its method; the options are those of its `fit`, or of `Predictor.fit`.
+
+    Args:
+        train: A zoo; autoencoders take several too.
 
     Raises:
         UnknownName: There is no such method.
@@ -155,10 +185,12 @@ def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE | P
         return _AUTOENCODERS[method].fit(train, validation=validation, **options)
     if method not in _BY_NAME:
         raise unknown_name("encoder", method, names())
+    if not (isinstance(train, Zoo) and isinstance(validation, Zoo)):
+        raise ConfigError(f"{method} is fitted on one zoo; join several with Zoo.concat")
     return Predictor.fit(_BY_NAME[method], train, validation=validation, **options)
 
 
-def load(folder: Path | str) -> SANE | Predictor:
+def load(folder: Path | str) -> Autoencoder | Predictor:
     """The fitted encoder in a folder, whatever its method.
 
     Raises:
@@ -172,14 +204,14 @@ def load(folder: Path | str) -> SANE | Predictor:
     return Predictor.load(folder, _BY_NAME[method])
 
 
-def load_autoencoder(folder: Path | str) -> SANE:
+def load_autoencoder(folder: Path | str) -> Autoencoder:
     """The fitted autoencoder in a folder, which can also decode.
 
     Raises:
         WeightspaceError: There is none, or it cannot be read, or its method only encodes.
     """
     fitted = load(folder)
-    if not isinstance(fitted, SANE):
+    if not isinstance(fitted, Autoencoder):
         raise ConfigError(
             f"{folder} holds a fitted {fitted.module.name!r}, which cannot decode; fit one of {sorted(_AUTOENCODERS)}"
         )

@@ -5,19 +5,23 @@ Fitted on training networks only, stored with the encoder, apart from its learne
 Axes: m network, p parameter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from weightspace.errors import LayoutError, ZooError
+from weightspace.errors import ConfigError, LayoutError, ZooError
 from weightspace.networks import Layout
 from weightspace.symmetry import align_runs, mean_reference
 from weightspace.views.architecture import architecture_of
-from weightspace.views.standardise import Standardisation
+from weightspace.views.standardise import SharedScale, Standardisation
 from weightspace.zoo import Zoo
 
+Scale = Literal["layer", "fan_in", "global"]
 REFERENCE_NETWORKS = 64  # the best training networks whose aligned mean is the reference
 
 
@@ -29,6 +33,8 @@ class Preparation:
     reference: Float[Tensor, " p"] | None
     """Mean of aligned training networks, in the units of the weights; `None` leaves networks in their own order."""
     scale: Standardisation
+    shared: SharedScale | None = None
+    """Where the scale is one for all layouts: that scale."""
 
     @classmethod
     def fit(cls, train: Zoo, seed: int = 0, *, align: bool = True) -> "Preparation":
@@ -42,12 +48,7 @@ class Preparation:
             LayoutError: The zoo mixes layouts, or as in `architecture_of`.
             ZooError: A checkpoint has NaN weights, or there is none.
         """
-        if not len(train):
-            raise ZooError("an encoder is fitted on networks with finite weights, and this selection of a zoo has none")
-        train.require_finite("fitting an encoder")
-        reference = training_reference(train, seed) if align else None
-        rows = train.weights() if reference is None else aligned_rows(train, reference)
-        return cls(train.layout, reference, Standardisation.fit(rows, train.layout))
+        return prepared([[train]], seed=seed, align=align)[0]
 
     def aligned(self, zoo: Zoo) -> Float[Tensor, "m p"]:
         """Rows aligned to the reference: every run by the permutation of its last checkpoint in the zoo.
@@ -56,10 +57,7 @@ class Preparation:
             LayoutError: The zoo has another layout.
         """
         if zoo.layout != self.layout:
-            raise LayoutError(
-                f"the zoo has {zoo.layout.parameters} parameters in layout {zoo.layout.digest}, the encoder was fitted "
-                f"on {self.layout.parameters} in {self.layout.digest}; choose a zoo of the same architecture"
-            )
+            raise other_layout(zoo.layout, self.layout)
         return zoo.weights() if self.reference is None else aligned_rows(zoo, self.reference)
 
     def apply(self, zoo: Zoo) -> Float[Tensor, "m p"]:
@@ -70,6 +68,76 @@ class Preparation:
     def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         """Standardised rows in the units of the weights; they stay aligned."""
         return self.scale.invert(rows)
+
+
+def other_layout(layout: Layout, fitted: Layout) -> LayoutError:
+    """The error for networks of another layout than an encoder was fitted on."""
+    return LayoutError(
+        f"the zoo has {layout.parameters} parameters in layout {layout.digest}, the encoder was fitted on "
+        f"{fitted.parameters} in {fitted.digest}; choose a zoo of the same architecture"
+    )
+
+
+def of_one_layout(zoos: Zoo | Sequence[Zoo]) -> list[list[Zoo]]:
+    """The checkpoints by layout: for each layout the parts of all zoos that have it, in order of appearance.
+
+    >>> table = pl.DataFrame({"model": ["a"], "step": [0]})
+    >>> layouts = [Layout.of(torch.nn.Linear(1, n)) for n in (1, 2)]
+    >>> small, large = (Zoo.in_memory(torch.ones(1, x.parameters), x, table, {}) for x in layouts)
+    >>> [[zoo.layout.parameters for zoo in zoos] for zoos in of_one_layout([small, large, small])]
+    [[2, 2], [4]]
+    """
+    found: dict[str, list[Zoo]] = {}
+    for zoo in [zoos] if isinstance(zoos, Zoo) else zoos:
+        digests = zoo.table["layout"].unique(maintain_order=True).to_list()
+        for digest in digests:
+            part = zoo if len(digests) == 1 else zoo.where(pl.col("layout") == digest)
+            found.setdefault(digest, []).append(part)
+    return list(found.values())
+
+
+def prepared(
+    train: Sequence[Sequence[Zoo]], scale: Scale = "layer", seed: int = 0, *, align: bool = True
+) -> list[Preparation]:
+    """A preparation for each layout of the training zoos; the reference of a layout is that of its first zoo.
+
+    Args:
+        train: Zoos by layout, as `of_one_layout` gives them.
+        scale: `layer`: mean and deviation of each layer, which exist for one layout only. `fan_in` and `global` are one
+            `SharedScale` for all layouts, those never seen too.
+        seed: Order of the groups in alignment.
+        align: Align to `training_reference`.
+
+    Raises:
+        ConfigError: Several layouts are to be scaled by layer.
+        LayoutError: Zoos that should have one layout differ, or as in `architecture_of`.
+        ZooError: A checkpoint has NaN weights, or there is none.
+    """
+    if scale == "layer" and len(train) > 1:
+        raise ConfigError(
+            f"the zoos have {len(train)} layouts, and statistics of layers exist for one alone: take scale 'fan_in' or "
+            "'global'"
+        )
+    if not any(len(zoo) for zoos in train for zoo in zoos):
+        raise ZooError("an encoder is fitted on networks with finite weights, and this selection of a zoo has none")
+    references, populations = [], []
+    for zoos in train:
+        for zoo in zoos:
+            zoo.require_finite("fitting an encoder")
+            if zoo.layout != zoos[0].layout:
+                raise other_layout(zoo.layout, zoos[0].layout)
+        reference = training_reference(zoos[0], seed) if align else None
+        rows = torch.cat([zoo.weights() if reference is None else aligned_rows(zoo, reference) for zoo in zoos])
+        references.append(reference)
+        populations.append((rows, zoos[0].layout))
+    if scale == "layer":
+        [(rows, layout)] = populations
+        return [Preparation(layout, references[0], Standardisation.fit(rows, layout))]
+    shared = SharedScale.fit(scale, populations)
+    return [
+        Preparation(layout, reference, shared.of(layout), shared)
+        for reference, (_, layout) in zip(references, populations, strict=True)
+    ]
 
 
 def training_reference(train: Zoo, seed: int = 0) -> Float[Tensor, " p"]:

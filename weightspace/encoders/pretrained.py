@@ -1,15 +1,16 @@
 """Saving and loading of fitted encoders: safetensors and JSON, locally and on the Hugging Face Hub.
 
 ```
-config.json               method, configuration, layout, header of the zoo, provenance
-model.safetensors         learned weights, independent of the layout
-preparation.safetensors   reference row and standardisation, of this layout
+config.json               method, configuration, layouts, header of the zoo, provenance
+model.safetensors         learned weights
+preparation.safetensors   reference row and standardisation of each layout
 README.md                 a card for the Hub; never read
 ```
 """
 
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,13 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import nn
+from torch import Tensor, nn
 
 from weightspace.encoders.preparation import Preparation
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.networks.layout import Layout
 from weightspace.training import History, TrainingConfig
-from weightspace.views.standardise import Standardisation
+from weightspace.views.standardise import SharedScale, Standardisation
 from weightspace.zoo import Zoo
 from weightspace.zoo.writer import write_file
 
@@ -51,25 +52,37 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
     Config: ClassVar[type]
     module: nn.Module
 
-    def __init__(self, config: Any, preparation: Preparation, header: dict):
+    def __init__(self, config: Any, preparation: Preparation | Sequence[Preparation], header: dict):
         self.config = config
-        self.preparation = preparation
+        self.preparations = (preparation,) if isinstance(preparation, Preparation) else tuple(preparation)
+        """Of each layout that it was fitted on."""
         self.header = header
         """Header of the zoo that it was fitted on; with `fit`, how."""
 
+    @property
+    def preparation(self) -> Preparation:
+        """Of the only layout that it was fitted on, or of the first."""
+        return self.preparations[0]
+
     def _save_pretrained(self, save_directory: Path) -> None:
+        first, *others = self.preparations
         content = {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "method": self.name,
             "config": asdict(self.config),
-            "layout": self.preparation.layout.to_json(),
+            "layout": first.layout.to_json(),
             "header": self.header,
         }
-        scale = self.preparation.scale
-        tensors = {"mean": scale.mean, "std": scale.std}
-        if self.preparation.reference is not None:
-            tensors["reference"] = self.preparation.reference
+        if others:
+            content["other_layouts"] = [preparation.layout.to_json() for preparation in others]
+        if first.shared is not None:
+            content["shared_scale"] = asdict(first.shared)
+        tensors: dict[str, Tensor] = {}
+        for prefix, preparation in zip(_prefixes(len(self.preparations)), self.preparations, strict=True):
+            tensors |= {f"{prefix}mean": preparation.scale.mean, f"{prefix}std": preparation.scale.std}
+            if preparation.reference is not None:
+                tensors[f"{prefix}reference"] = preparation.reference
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
         write_file(save_directory / MODEL, save(state))
         tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -106,16 +119,21 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
             state = load_file(folder / MODEL)
         except (OSError, SafetensorError) as error:
             raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the encoder again") from error
-        layout = Layout.from_json(content["layout"])
-        found = {name: tuple(value.shape) for name, value in tensors.items()}
-        wanted = {"mean", "std"} | found.keys() & {"reference"}  # encoders of networks in their own order have none
-        if found.keys() != wanted or set(found.values()) != {(layout.parameters,)}:
-            raise WeightspaceError(
-                f"{folder / PREPARATION} holds {found} instead of reference, mean and std of {layout.parameters} "
-                "parameters; fit the encoder again"
-            )
-        scale = Standardisation(tensors["mean"], tensors["std"])
-        encoder = cls(config, Preparation(layout, tensors.get("reference"), scale), content["header"])
+        layouts = [Layout.from_json(layout) for layout in [content["layout"], *content.get("other_layouts", [])]]
+        shared = structure(content["shared_scale"], SharedScale) if "shared_scale" in content else None
+        preparations = []
+        for prefix, layout in zip(_prefixes(len(layouts)), layouts, strict=True):
+            names = [f"{prefix}{name}" for name in ("reference", "mean", "std")]
+            found = {name: tuple(tensors[name].shape) for name in names if name in tensors}
+            # encoders of networks in their own order have no reference
+            if not {names[1], names[2]} <= found.keys() or set(found.values()) != {(layout.parameters,)}:
+                raise WeightspaceError(
+                    f"{folder / PREPARATION} holds {found} instead of reference, mean and std of {layout.parameters} "
+                    "parameters; fit the encoder again"
+                )
+            scale = Standardisation(tensors[names[1]], tensors[names[2]])
+            preparations.append(Preparation(layout, tensors.get(names[0]), scale, shared))
+        encoder = cls(config, preparations, content["header"])
         try:
             encoder.module.load_state_dict(state)
         except RuntimeError as error:
@@ -123,6 +141,11 @@ class Pretrained(ModelHubMixin, library_name="weightspace", model_card_template=
                 f"{folder / MODEL} does not fit the sizes in {CONFIG} ({error}); fit the encoder again"
             ) from error
         return encoder
+
+
+def _prefixes(count: int) -> list[str]:
+    """Of the tensors of each layout; the first has none, as where there is one alone."""
+    return ["", *(f"{i}." for i in range(1, count))]
 
 
 def local_folder(name: str | Path, files: list[str], **options: Any) -> Path:
@@ -188,13 +211,14 @@ def structure(data: dict, kind: type) -> Any:
         ) from error
 
 
-def provenance(optimisation: TrainingConfig, train: Zoo, history: History) -> dict:
+def provenance(optimisation: TrainingConfig, train: Zoo | Sequence[Zoo], history: History) -> dict:
     """What is recorded with a learned model: how, from what, with which versions, on what, how long."""
+    zoos = [train] if isinstance(train, Zoo) else train
     packages = ("weightspace", "torch", "lightning-fabric", "numpy")
     return {
         "optimisation": asdict(optimisation),
-        "zoo": train.digest,
-        "checkpoints": len(train),
+        "zoo": "+".join(zoo.digest for zoo in zoos),
+        "checkpoints": sum(map(len, zoos)),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         "hardware": {
             "machine": platform.machine(),

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from weightspace.datasets import Dataset
-from weightspace.encoders import SANE, Predictor
+from weightspace.encoders import Autoencoder, Predictor
 from weightspace.encoders.preparation import aligned_rows, training_reference
 from weightspace.errors import ConfigError, LayoutError
 from weightspace.evaluation.benchmark import benchmark, summary
@@ -88,7 +88,7 @@ def targets_of(zoo: Zoo) -> list[str]:
 
 
 def properties(
-    encoder: SANE | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
+    encoder: Autoencoder | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predict properties of models never seen, from the embedding and from simple representations.
 
@@ -106,7 +106,9 @@ def properties(
     )
 
 
-def representations_of(encoder: SANE | Predictor, train: Zoo) -> dict[str, Callable[..., Float[np.ndarray, "n d"]]]:
+def representations_of(
+    encoder: Autoencoder | Predictor, train: Zoo
+) -> dict[str, Callable[..., Float[np.ndarray, "n d"]]]:
     """What properties are predicted from: embeddings, embeddings beside statistics, and the simple representations.
 
     Args:
@@ -116,15 +118,15 @@ def representations_of(encoder: SANE | Predictor, train: Zoo) -> dict[str, Calla
         {encoder.module.name: lambda part: encoder.embed(part).numpy()}
         if isinstance(encoder, Predictor)
         else {
-            "SANE, layers": lambda part: encoder.embed(part, "layers").numpy(),
-            "SANE, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
-            "SANE, mean token": lambda part: encoder.embed(part).numpy(),
+            f"{encoder.title}, layers": lambda part: encoder.embed(part, "layers").numpy(),
+            f"{encoder.title}, sequence": lambda part: encoder.embed(part, "sequence").numpy(),
+            f"{encoder.title}, mean token": lambda part: encoder.embed(part).numpy(),
         }
     )
     both = {
         f"{name} + weight statistics": combined(represent, statistics)
         for name, represent in learned.items()
-        if name != "SANE, sequence"  # statistics drown among so many features
+        if not name.endswith(", sequence")  # statistics drown among so many features
     }
     return {
         **learned,
@@ -136,7 +138,7 @@ def representations_of(encoder: SANE | Predictor, train: Zoo) -> dict[str, Calla
 
 
 def shifted_properties(
-    encoder: SANE | Predictor,
+    encoder: Autoencoder | Predictor,
     zoo: Zoo,
     others: Mapping[str, Zoo],
     targets: Sequence[str] | None = None,
@@ -156,7 +158,7 @@ def shifted_properties(
     return out_of_distribution(zoo, others, representations_of(encoder, train), list(wanted), seed=seed)
 
 
-def layers(encoder: SANE, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0) -> pl.DataFrame:
+def layers(encoder: Autoencoder, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0) -> pl.DataFrame:
     """Which layers tell what: probes on each layer's statistics and embedding, see `probe_layers`.
 
     Args:
@@ -164,7 +166,7 @@ def layers(encoder: SANE, zoo: Zoo, targets: Sequence[str] | None = None, *, see
         targets: Columns; `targets_of(zoo)` when missing.
         seed: Of the split: the one that the encoder was fitted with.
     """
-    shown = {"SANE": layer_embeddings(encoder), "weight statistics": layer_statistics(zoo.layout)}
+    shown = {encoder.title: layer_embeddings(encoder), "weight statistics": layer_statistics(zoo.layout)}
     return probe_layers(*zoo.finite().split(seed), shown, list(targets or targets_of(zoo)))
 
 
@@ -190,7 +192,7 @@ def require_prompts(prompts: Zoo) -> None:
 
 def generation(
     generated: Zoo,
-    encoder: SANE,
+    encoder: Autoencoder,
     zoo: Zoo,
     data: Dataset,
     *,
@@ -285,7 +287,7 @@ def novelty_audit(
     )
 
 
-def population_map(encoder: SANE, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
+def population_map(encoder: Autoencoder, zoo: Zoo, *, seed: int = 0) -> pl.DataFrame:
     """Every checkpoint on a plane: the first two principal components of the embeddings of training models.
 
     Returns:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -241,7 +241,7 @@ def names() -> list[str]:
     return [*_SIMPLE, *(encoder.name for encoder in encoders.weight_encoders())]
 
 
-def contestant(name: str, *, config: object | None = None, called: str | None = None, **changes: object) -> Contestant:
+def contestant(name: str, *, config: object | None = None, called: str | None = None, **changes: Any) -> Contestant:
     """A simple predictor, an encoder of this library, or one from elsewhere as `module:Class`.
 
     Args:

@@ -9,11 +9,12 @@ import numpy as np
 import polars as pl
 import torch
 
-from weightspace.encoders import SANE
+from weightspace.encoders import Autoencoder
 from weightspace.errors import ConfigError
 from weightspace.evaluation.properties import predict_properties
 from weightspace.networks import Layout
 from weightspace.views.statistics import weight_statistics
+from weightspace.views.tokens import tokenised_layers
 from weightspace.zoo import Zoo
 
 Represent = Callable[[Zoo], np.ndarray]
@@ -39,12 +40,12 @@ def layer_statistics(layout: Layout) -> dict[str, Represent]:
     return {name: of(specs) for name, specs in owned.items()}
 
 
-def layer_embeddings(encoder: SANE) -> dict[str, Represent]:
+def layer_embeddings(encoder: Autoencoder) -> dict[str, Represent]:
     """What the encoder has made of each layer's tokens, by the layer's name: the parts of the pooling `layers`.
 
     The encoder's tokens have seen each other: a part can tell of other layers what attention has brought there.
     """
-    names = [layer.name.removesuffix(".weight") for layer in encoder.view.layers]
+    names = [layer.name.removesuffix(".weight") for layer in tokenised_layers(encoder.preparation.layout)]
     latest: dict[Zoo, np.ndarray] = {}
 
     def of(number: int) -> Represent:

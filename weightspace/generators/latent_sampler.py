@@ -9,14 +9,14 @@ Axes: m prompt, n network drawn, t token, z latent, p parameter.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import polars as pl
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from weightspace.encoders.preparation import Preparation
+from weightspace.encoders import Autoencoder
 from weightspace.errors import ConfigError, ZooError
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
@@ -28,22 +28,6 @@ Density = Callable[[int, torch.Generator], Draw]
 TASK = ("network", "networks", "dataset", "recipe")
 """What the header of generated networks takes from their prompts."""
 Sampler = TypeVar("Sampler", bound="LatentSampler")  # typing.Self is refused by run-time type checks
-
-
-@runtime_checkable
-class Autoencoder(Protocol):
-    """What samplers need of a fitted autoencoder, whatever its method."""
-
-    header: dict
-    preparation: Preparation
-
-    def latents(self, zoo: Zoo) -> Float[Tensor, "m t z"]:
-        """Latent sequence of every checkpoint; methods with one latent a network have t = 1."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "m t z"]) -> Float[Tensor, "m p"]:
-        """Rows in the units of the weights."""
-        ...
 
 
 class LatentSampler(ABC):

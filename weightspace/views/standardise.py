@@ -1,9 +1,14 @@
 """Per-layer standardisation of rows (SANE, §2.3 of its reference pipeline): an affine map by position, and its inverse.
 
+Statistics of layers exist only for layouts seen in training. What one model reads in all layouts is divided by one
+number, or by what the fan-in of a layer lets expect times one number (as in all customary initialisations).
+
 Axes: m network, p parameter, l layer.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -69,3 +74,48 @@ class Standardisation:
     def invert(self, rows: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         """Rows in the units of the weights."""
         return rows * self.std.to(rows) + self.mean.to(rows)
+
+    @classmethod
+    def none(cls, layout: Layout) -> "Standardisation":
+        """Weights as they are."""
+        return cls(torch.zeros(layout.parameters), torch.ones(layout.parameters))
+
+
+SharedKind = Literal["fan_in", "global"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedScale:
+    """A standard deviation for the weights of any layout, with mean zero.
+
+    >>> layout = Layout.of(torch.nn.Linear(4, 2))
+    >>> SharedScale(kind="fan_in", unit=1.0).of(layout).std[0]
+    tensor(0.5000)
+    """
+
+    kind: SharedKind
+    """`fan_in`: unit / sqrt(weights an output has in this layer); `global`: unit, so weights stay as in the paper."""
+    unit: float
+    """Root mean square over the training networks of all weights, each times the root of its fan-in for `fan_in`."""
+
+    @classmethod
+    def fit(cls, kind: SharedKind, populations: Sequence[tuple[Float[Tensor, "_ _"], Layout]]) -> "SharedScale":
+        """The unit of networks of several layouts, a matrix of rows a layout."""
+        total, count = 0.0, 0
+        for rows, layout in populations:
+            total += float(rows.square().mean(0).double() @ _relative(kind, layout).double().pow(-2)) * len(rows)
+            count += rows.numel()
+        return cls(kind=kind, unit=(total / count) ** 0.5 or 1.0)
+
+    def of(self, layout: Layout) -> Standardisation:
+        """The map for networks of one layout."""
+        std = self.unit * _relative(self.kind, layout)
+        return Standardisation(torch.zeros_like(std), std)
+
+
+def _relative(kind: SharedKind, layout: Layout) -> Float[Tensor, " p"]:
+    """Expected deviation of each parameter, up to the unit."""
+    if kind == "global":
+        return torch.ones(layout.parameters)
+    columns = torch.tensor([layer.columns for layer in tokenised_layers(layout)])
+    return columns[layer_of_parameter(layout)].float().rsqrt()

@@ -2,7 +2,8 @@
 
 A layer is a weight with its bias as last column, or a running statistic. Its tensor `[outputs, …]` becomes a matrix
 `[outputs, columns]`; each line is padded to a multiple of the token width and cut. A token's position is (its number in
-the network, its layer, its output channel).
+the network, its layer, its output channel). Dense tokens cut whole layers instead of output channels, so that only a
+layer's last token is padded (GeoSANE, Hanna et al., 2026); the last part of the position is the token's number in it.
 
 Axes: m network, p parameter, t token, w weight in token.
 """
@@ -16,7 +17,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from weightspace.errors import ConfigError, LayoutError
-from weightspace.networks.layout import Layout
+from weightspace.networks.layout import Layout, TensorSpec
+
+LAYER_CODES = 18
+"""Codes that `TokenView.codes` may have: six kinds of layers, first, last or between."""
 
 
 @dataclass(frozen=True)
@@ -70,27 +74,41 @@ def tokenised_layers(layout: Layout, *, skip_norm: bool = False) -> list[Tokenis
     return layers
 
 
+_KINDS = ("linear", "conv", "norm", "running_mean", "running_var", "other")
+
+
+def _kind(spec: TensorSpec) -> int:
+    return _KINDS.index(spec.role if spec.role in _KINDS else spec.layer)
+
+
 class TokenView:
     """The index map between rows and tokens of one layout.
 
     Args:
         width: Values a token.
         skip_norm: Leave normalisation layers out of the tokens.
+        dense: Cut whole layers instead of output channels.
 
     >>> from weightspace.networks import CNN
     >>> view = TokenView(Layout.of(CNN().build()), width=73)
     >>> view.count, view.tokenise(torch.zeros(5, 994)).shape
     (26, torch.Size([5, 26, 73]))
+    >>> TokenView(Layout.of(CNN().build()), width=73, dense=True).count
+    15
     """
 
-    def __init__(self, layout: Layout, width: int, *, skip_norm: bool = False):
+    def __init__(self, layout: Layout, width: int, *, skip_norm: bool = False, dense: bool = False):
         if width < 1:
             raise ConfigError(f"token width must be at least 1, got {width}")
         self.layout, self.width = layout, width
         self.layers = tokenised_layers(layout, skip_norm=skip_norm)
-        chunks = np.array([-(-layer.width // width) for layer in self.layers])
-        self._chunks = torch.from_numpy(chunks)
-        self._ends = torch.from_numpy(np.cumsum(chunks * [layer.outputs for layer in self.layers]))
+        lines = np.array([1 if dense else layer.outputs for layer in self.layers])
+        lengths = np.array([layer.outputs * layer.width if dense else layer.width for layer in self.layers])
+        chunks = -(-lengths // width)
+        self.dense = dense
+        self._lengths, self._chunks = torch.from_numpy(lengths), torch.from_numpy(chunks)
+        self._starts = torch.from_numpy(np.cumsum(chunks * lines) - chunks * lines)
+        self._ends = torch.from_numpy(np.cumsum(chunks * lines))
 
     @property
     def count(self) -> int:
@@ -98,11 +116,9 @@ class TokenView:
         return int(self._ends[-1])
 
     def _places(self, tokens: Int64[Tensor, " t"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Layer, output channel and piece of the channel of each token."""
+        """Layer, line (output channel, or the whole layer) and piece of the line of each token."""
         layer = torch.searchsorted(self._ends, tokens, right=True)
-        chunks = self._chunks[layer]
-        channel_count = torch.tensor([part.outputs for part in self.layers])[layer]
-        local = tokens - (self._ends[layer] - chunks * channel_count)
+        local, chunks = tokens - self._starts[layer], self._chunks[layer]
         return layer, local // chunks, local % chunks
 
     def index(self, tokens: Int64[Tensor, " t"]) -> Int64[Tensor, "t w"]:
@@ -110,14 +126,16 @@ class TokenView:
 
         Computed from the layout for these tokens alone, so a window of a huge network costs only its own size.
         """
-        layer, channel, piece = (x[:, None] for x in self._places(tokens))
-        column = piece * self.width + torch.arange(self.width)
-        columns = torch.tensor([part.columns for part in self.layers])[layer]
-        starts = torch.tensor([part.start for part in self.layers])[layer]
-        biases = torch.tensor([-1 if part.bias is None else part.bias for part in self.layers])[layer]
-        index = torch.full(column.shape, self.layout.parameters)
-        index = torch.where((column == columns) & (biases >= 0), biases + channel, index)
-        return torch.where(column < columns, starts + channel * columns + column, index)
+        layer, line, piece = (x[:, None] for x in self._places(tokens))
+        of_layers = [
+            (part.columns, part.width, part.start, -1 if part.bias is None else part.bias) for part in self.layers
+        ]
+        columns, widths, starts, biases = torch.tensor(of_layers)[layer].unbind(-1)
+        place = piece * self.width + torch.arange(self.width)  # in the line
+        value = line * self._lengths[layer] + place  # in the layer
+        channel, column = value // widths, value % widths
+        found = torch.where(column < columns, starts + channel * columns + column, biases + channel)
+        return torch.where(place < self._lengths[layer], found, self.layout.parameters)
 
     @cached_property
     def full_index(self) -> Int64[Tensor, "t w"]:
@@ -131,10 +149,22 @@ class TokenView:
 
     @cached_property
     def positions(self) -> Int64[Tensor, "t 3"]:
-        """Number in the network, layer and output channel of each token."""
+        """Number in the network, layer and output channel of each token; of dense tokens the number in the layer."""
         tokens = torch.arange(self.count)
-        layer, channel, _ = self._places(tokens)
-        return torch.stack([tokens, layer, channel], dim=1)
+        layer, channel, piece = self._places(tokens)
+        return torch.stack([tokens, layer, piece if self.dense else channel], dim=1)
+
+    @cached_property
+    def codes(self) -> Int64[Tensor, " t"]:
+        """What kind of layer each token is of, and whether it is the first or last with weights: below `LAYER_CODES`.
+
+        Says what a layer's number does not when networks are deeper than those of training.
+        """
+        specs = [self.layout.by_name[layer.name] for layer in self.layers]
+        weighted = [i for i, spec in enumerate(specs) if spec.layer in ("linear", "conv")] or [0]
+        ends = {weighted[0]: 1, weighted[-1]: 2}
+        codes = torch.tensor([_kind(spec) + len(_KINDS) * ends.get(i, 0) for i, spec in enumerate(specs)])
+        return codes[self.positions[:, 1]]
 
     @cached_property
     def _inverse(self) -> Int64[Tensor, " p"]:
