@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from weightspace.encoders import SANE
+from weightspace.encoders import SANE, Autoencoder
 from weightspace.errors import ConfigError, LayoutError, MissingExtra, UnknownName, ZooError
 from weightspace.evaluation import best_prompts
 from weightspace.generators import (
@@ -41,14 +41,13 @@ def drawn(sampler, latents=LATENTS, n=N, seed=0) -> torch.Tensor:
     return sampler.density(latents, seeded(5))(n, seeded(seed))[0]
 
 
-class NoAutoencoder:
+class NoAutoencoder(Autoencoder):
     """For densities alone."""
 
-    header: dict = {}  # noqa: RUF012
-    preparation = None
-
+    def __init__(self): ...
     def latents(self, zoo): ...
-    def decode(self, latents): ...
+    def decode(self, latents, layout=None): ...
+    def embed(self, zoo, pooling="mean"): ...
 
 
 def of(kind, **options):
@@ -276,13 +275,15 @@ def torch_layout():
 def test_the_contract_is_enough(digits_sane, prompts):
     """Samplers ask an autoencoder for nothing but its latents, decoder, preparation and header."""
 
-    class OneLatent:
-        header, preparation = digits_sane.header, digits_sane.preparation
+    class OneLatent(Autoencoder):
+        def __init__(self):
+            self.header, self.preparation = digits_sane.header, digits_sane.preparation
 
         def latents(self, zoo):
             return digits_sane.latents(zoo).flatten(1)[:, None]
 
-        def decode(self, latents):
+        def embed(self, zoo, pooling="mean"): ...
+        def decode(self, latents, layout=None):
             return digits_sane.decode(latents[:, 0].unflatten(1, (-1, digits_sane.config.latent)))
 
     assert isinstance(digits_sane, SANE)
