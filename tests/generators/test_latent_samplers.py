@@ -277,7 +277,7 @@ def test_the_contract_is_enough(digits_sane, prompts):
 
     class OneLatent(Autoencoder):
         def __init__(self):
-            self.header, self.preparation = digits_sane.header, digits_sane.preparation
+            self.header, self.preparations = digits_sane.header, digits_sane.preparations
 
         def latents(self, zoo):
             return digits_sane.latents(zoo).flatten(1)[:, None]
