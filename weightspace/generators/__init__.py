@@ -1,18 +1,57 @@
 """Generators: latents or noise to networks, one file a method; and the simple baselines beside them."""
 
+from pathlib import Path
+
+from weightspace.errors import WeightspaceError, unknown_name
+from weightspace.generators.conditions import Conditioner, TableConditioner
+from weightspace.generators.denoisers import ConvDenoiser, MLPDenoiser, TransformerDenoiser
+from weightspace.generators.denoising import DDPM, Flow
+from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
 from weightspace.generators.hypergan import AdversarialConfig
 from weightspace.generators.hypernetwork import HypernetworkConfig
 from weightspace.generators.kde import KDE, KDEConfig
 from weightspace.generators.manifold import Manifold, ManifoldConfig, ManifoldTraining
+from weightspace.generators.pretrained import method_of
+from weightspace.generators.spaces import Components, Latents, Rows
 from weightspace.generators.warm_start import WarmStart
 
 __all__ = [
+    "DDPM",
     "KDE",
     "AdversarialConfig",
+    "Components",
+    "Conditioner",
+    "ConvDenoiser",
+    "Diffusion",
+    "DiffusionConfig",
+    "DiffusionTraining",
+    "Flow",
     "HypernetworkConfig",
     "KDEConfig",
+    "Latents",
+    "MLPDenoiser",
     "Manifold",
     "ManifoldConfig",
     "ManifoldTraining",
+    "Rows",
+    "TableConditioner",
+    "TransformerDenoiser",
     "WarmStart",
+    "load",
 ]
+
+_FITTED: dict[str, type[Manifold] | type[Diffusion]] = {"manifold": Manifold, "diffusion": Diffusion}
+
+
+def load(folder: Path | str) -> Manifold | Diffusion:
+    """The fitted generator in a folder, whatever its method.
+
+    Raises:
+        WeightspaceError: There is none, or it cannot be read.
+    """
+    method = method_of(Path(folder))
+    if method is None:
+        raise WeightspaceError(f"{folder} holds no fitted generator; make one with `weightspace fit`")
+    if method not in _FITTED:
+        raise unknown_name("generator", method, _FITTED)
+    return _FITTED[method].from_pretrained(folder)
