@@ -56,8 +56,10 @@ class TaskRecipe:
     validation_tasks: int = 20
     """Of each data set; never the same set of classes as a training or test task."""
     test_tasks: int = 20
-    """Of each data set, those that are held out as a whole included."""
-    heldout: tuple[str, ...] = ()
+    """Of each data set."""
+    validation_data: tuple[str, ...] = ()
+    """Data sets of which all tasks are validation tasks: what helps with new data sets is chosen on them."""
+    test_data: tuple[str, ...] = ()
     """Data sets of which all tasks are test tasks."""
     classes: int = 4
     """Classes of a task."""
@@ -98,8 +100,8 @@ class TaskRecipe:
             raise unknown_name("optimiser", self.optimiser, OPTIMISERS)
         if not self.data:
             raise ConfigError("a meta-zoo needs at least one data set")
-        if both := sorted(set(self.data) & set(self.heldout)):
-            raise ConfigError(f"data set {both[0]!r} cannot be held out and trained on: leave it out of one of the two")
+        if len(set(self.all_data)) < len(self.all_data):
+            raise ConfigError(f"a data set is trained on or held out, once: {', '.join(self.all_data)} has one twice")
         if len(self.tasks) not in (1, len(self.data)):
             raise ConfigError(f"tasks must be one number, or one for each of the {len(self.data)} data sets")
         if min(*self.tasks, self.validation_tasks, self.test_tasks) < 0:
@@ -118,6 +120,11 @@ class TaskRecipe:
             raise ConfigError(f"batch_size {self.batch_size} is larger than the images of a task; make it smaller")
 
     @property
+    def all_data(self) -> tuple[str, ...]:
+        """All data sets, those that are held out last."""
+        return (*self.data, *self.validation_data, *self.test_data)
+
+    @property
     def kept_epochs(self) -> tuple[int, ...]:
         """Epochs at which checkpoints are kept."""
         return tuple(sorted(set(self.checkpoints or (0, self.epochs))))
@@ -129,7 +136,7 @@ class TaskRecipe:
             DatasetError: The images cannot be read, or a class has too few.
         """
         return TaskImages.load(
-            (*self.data, *self.heldout), root, train=self.train_images, validation=self.validation_images,
+            self.all_data, root, train=self.train_images, validation=self.validation_images,
             test=self.test_images, side=self.side, seed=self.seed,
         )  # fmt: skip
 
@@ -148,10 +155,10 @@ class TaskRecipe:
         """
         rows = []
         counts = dict(zip(self.data, self.tasks * (len(self.data) if len(self.tasks) == 1 else 1), strict=True))
-        for number, name in enumerate((*self.data, *self.heldout)):
-            held_out = [("test", self.test_tasks)]
-            splits = [("validation", self.validation_tasks), *held_out, ("train", counts.get(name, 0))]
-            splits = splits if name in counts else held_out
+        for number, name in enumerate(self.all_data):
+            splits = [("validation", self.validation_tasks), ("test", self.test_tasks), ("train", counts.get(name, 0))]
+            if name not in counts:  # held out
+                splits = [splits[name in self.test_data]]
             drawn = iter(self._drawn(name, images.counts[name], sum(n for _, n in splits), number))
             for split, n in splits:
                 tasks = islice(drawn, n)

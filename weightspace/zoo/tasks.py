@@ -57,7 +57,7 @@ def tasks_of(zoo: Zoo) -> list[Task]:
     if missing := [column for column in (DATASET, CLASSES) if column not in zoo.table.columns]:
         raise ZooError(
             f"{zoo!r} has no column {missing[0]!r}, so it does not say which task its networks solve: give a meta-zoo, "
-            "as `weightspace zoo train-tasks` makes it"
+            "as `weightspace tasks train` makes it"
         )
     return planned_tasks(zoo.table)
 
