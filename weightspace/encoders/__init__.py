@@ -3,6 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from weightspace.encoders.conv_autoencoder import (
+    ConvAutoencoder,
+    ConvAutoencoderConfig,
+    ConvAutoencoderTraining,
+)
 from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
 from weightspace.encoders.dng import DNG, DNGConfig
 from weightspace.encoders.dws import DWS, DWSConfig
@@ -40,6 +45,9 @@ __all__ = [
     "UNF",
     "BidirectionalScaleGMN",
     "ChunkSet",
+    "ConvAutoencoder",
+    "ConvAutoencoderConfig",
+    "ConvAutoencoderTraining",
     "DNGConfig",
     "DWSConfig",
     "DeepSets",
@@ -80,7 +88,8 @@ __all__ = [
     "weight_encoders",
 ]
 
-_AUTOENCODERS: dict[str, type[SANE]] = {"sane": SANE}
+Autoencoder = SANE | ConvAutoencoder
+_AUTOENCODERS: dict[str, type[Autoencoder]] = {"sane": SANE, "conv_autoencoder": ConvAutoencoder}
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     BidirectionalScaleGMN,
     DNG,
@@ -120,7 +129,7 @@ def autoencoders() -> list[str]:
     """Names of the methods that learn from weights alone and can decode.
 
     >>> autoencoders()
-    ['sane']
+    ['conv_autoencoder', 'sane']
     """
     return sorted(_AUTOENCODERS)
 
@@ -145,7 +154,7 @@ def by_name(name: str) -> type[WeightEncoder]:
     return _BY_NAME[name]
 
 
-def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE | Predictor:
+def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> Autoencoder | Predictor:
     """Fit an encoder by the name of its method; the options are those of `SANE.fit` or `Predictor.fit`.
 
     Raises:
@@ -158,7 +167,7 @@ def fit(method: str, train: Zoo, *, validation: Zoo, **options: Any) -> SANE | P
     return Predictor.fit(_BY_NAME[method], train, validation=validation, **options)
 
 
-def load(folder: Path | str) -> SANE | Predictor:
+def load(folder: Path | str) -> Autoencoder | Predictor:
     """The fitted encoder in a folder, whatever its method.
 
     Raises:
@@ -172,14 +181,14 @@ def load(folder: Path | str) -> SANE | Predictor:
     return Predictor.load(folder, _BY_NAME[method])
 
 
-def load_autoencoder(folder: Path | str) -> SANE:
+def load_autoencoder(folder: Path | str) -> Autoencoder:
     """The fitted autoencoder in a folder, which can also decode.
 
     Raises:
         WeightspaceError: There is none, or it cannot be read, or its method only encodes.
     """
     fitted = load(folder)
-    if not isinstance(fitted, SANE):
+    if isinstance(fitted, Predictor):
         raise ConfigError(
             f"{folder} holds a fitted {fitted.module.name!r}, which cannot decode; fit one of {sorted(_AUTOENCODERS)}"
         )

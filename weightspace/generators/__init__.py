@@ -7,6 +7,7 @@ from weightspace.generators.conditions import Conditioner, TableConditioner
 from weightspace.generators.denoisers import ConvDenoiser, MLPDenoiser, TransformerDenoiser
 from weightspace.generators.denoising import DDPM, Flow
 from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
+from weightspace.generators.gpt import GPT, GPTConfig, GPTTraining
 from weightspace.generators.hypergan import AdversarialConfig
 from weightspace.generators.hypernetwork import HypernetworkConfig
 from weightspace.generators.kde import KDE, KDEConfig
@@ -17,6 +18,7 @@ from weightspace.generators.warm_start import WarmStart
 
 __all__ = [
     "DDPM",
+    "GPT",
     "KDE",
     "AdversarialConfig",
     "Components",
@@ -26,6 +28,8 @@ __all__ = [
     "DiffusionConfig",
     "DiffusionTraining",
     "Flow",
+    "GPTConfig",
+    "GPTTraining",
     "HypernetworkConfig",
     "KDEConfig",
     "Latents",
@@ -40,10 +44,12 @@ __all__ = [
     "load",
 ]
 
-_FITTED: dict[str, type[Manifold] | type[Diffusion]] = {"manifold": Manifold, "diffusion": Diffusion}
+_FITTED: dict[str, type[Manifold] | type[Diffusion] | type[GPT]] = {
+    method.name: method for method in (Manifold, Diffusion, GPT)
+}
 
 
-def load(folder: Path | str) -> Manifold | Diffusion:
+def load(folder: Path | str) -> Manifold | Diffusion | GPT:
     """The fitted generator in a folder, whatever its method.
 
     Raises:

@@ -8,6 +8,7 @@ Axes: b network, d value of a point, t token, z value of a token, c condition, w
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log, prod
 
 import torch
@@ -140,11 +141,8 @@ class Signal(nn.Module):
 def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
     """Initial weights of linear maps and convolutions that keep the variance, N(0, 1 / inputs); biases zero."""
     for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv1d | nn.ConvTranspose1d):
-            inputs = part.weight[0].numel()
-            if isinstance(part, nn.ConvTranspose1d):  # each output meets the kernel's taps only every stride
-                inputs = part.weight.shape[0] * part.weight.shape[2] // part.stride[0]
-            nn.init.normal_(part.weight, std=inputs**-0.5, generator=generator)
+        if isinstance(part, nn.Linear | nn.Conv1d):
+            nn.init.normal_(part.weight, std=part.weight[0].numel() ** -0.5, generator=generator)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
 
@@ -189,7 +187,7 @@ class ConvModule(nn.Module):
 
     def __init__(self, config: ConvDenoiser, shape: tuple[int, ...], condition: int | None):
         super().__init__()
-        pairs = list(zip(config.channels, config.channels[1:], strict=False))
+        pairs = list(pairwise(config.channels))
         self.signal = Signal(prod(shape), condition)
         self.convs = nn.ModuleList(nn.Conv1d(a, b, config.kernel, padding="same") for a, b in pairs)
         self.norms = nn.ModuleList(nn.BatchNorm1d(b) for _, b in pairs[:-1])

@@ -24,7 +24,6 @@ from huggingface_hub import ModelHubMixin
 from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from weightspace import training
 from weightspace.encoders.pretrained import local_folder, provenance
@@ -38,6 +37,7 @@ from weightspace.generators.conditions import (
 )
 from weightspace.generators.denoisers import Denoisers, MLPDenoiser
 from weightspace.generators.denoising import Flow, Noised, Process, denoising_loss, guided
+from weightspace.generators.moving_average import Averaged
 from weightspace.generators.pretrained import CARD, CONFIG, FORMAT, FORMAT_VERSION, MODEL
 from weightspace.generators.spaces import AUTOENCODER, Rows, Space, space_from_files, space_to_files
 from weightspace.training import TrainingConfig
@@ -116,33 +116,6 @@ class ConditionedDenoiser(nn.Module):
         if condition is not None and kept is not None:
             condition = torch.where(kept[:, None], condition, torch.nan)
         return self.denoiser(noisy, time, condition)
-
-
-class Averaged(nn.Module):
-    """A module in training, and the moving average of its weights, which answers in evaluation.
-
-    >>> both = Averaged(nn.Linear(1, 1, bias=False), 0.9)
-    >>> both.average.parameters() is not both.live.parameters()
-    True
-    """
-
-    def __init__(self, live: nn.Module, decay: float):
-        super().__init__()
-        self.live = live
-        self._mean = AveragedModel(live, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self._mean.requires_grad_(False)
-
-    @property
-    def average(self) -> nn.Module:
-        """The module with averaged weights."""
-        return self._mean.module
-
-    def forward(self, *inputs: Any) -> Tensor:
-        """In training the answer of the module, whose weights are averaged first."""
-        if not self.training:
-            return self._mean(*inputs)
-        self._mean.update_parameters(self.live)
-        return self.live(*inputs)
 
 
 class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=CARD):
@@ -233,7 +206,7 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
                 label="training the denoiser", identity=repr((config, space.shape, train.digest, validation.digest)),
             )  # fmt: skip
             fitted.module.load_state_dict(module.average.state_dict())
-            fitted.module.requires_grad_(True).eval()
+            fitted.module.eval()
             fitted.header |= {"fit": provenance(optimisation, train, history) | {"runs": len(train.models)}}
             if folder is not None:
                 fitted.save_pretrained(target)
