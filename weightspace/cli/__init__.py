@@ -54,6 +54,11 @@ DIFFUSION_COMMANDS = {
     "fit": ("weightspace.cli.diffusion:fit", "Train a diffusion or flow on a zoo; `sample` draws networks from it."),
     "gpt": ("weightspace.cli.diffusion:gpt", "Train G.pt: from a checkpoint to one with the loss that is asked for."),
 }
+TASK_COMMANDS = {
+    "train": ("weightspace.cli.tasks:train", "Train a meta-zoo: many networks, each on some classes of a data set."),
+    "fit": ("weightspace.cli.tasks:fit", "Learn from a meta-zoo which networks data sets have."),
+    "sample": ("weightspace.cli.tasks:sample", "Generate networks for a data set that it has never seen."),
+}
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 """Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
 SPELLINGS: dict[tuple[str, ...], list[str]] = {

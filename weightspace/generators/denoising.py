@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from weightspace.errors import ConfigError, unknown_name
@@ -237,15 +237,22 @@ Process = DDPM | Flow
 
 
 def denoising_loss(
-    denoiser: Denoiser, noised: Noised, condition: Float[Tensor, "b c"] | None = None
+    denoiser: Denoiser,
+    noised: Noised,
+    condition: Float[Tensor, "b c"] | None = None,
+    real: Bool[Tensor, "*d"] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error of a denoiser's prediction.
+
+    Args:
+        real: False for padding, which counts neither above nor below the line; all values are real when missing.
 
     >>> noised = Flow().noised(torch.zeros(4, 3), torch.Generator().manual_seed(0))
     >>> denoising_loss(lambda noisy, time, condition: -noisy / time[:, None], noised) < 1e-8
     tensor(True)
     """
-    return (denoiser(noised.noisy, noised.time, condition).float() - noised.target).square().mean()
+    error = (denoiser(noised.noisy, noised.time, condition).float() - noised.target).square()
+    return error.mean() if real is None else error[:, real].mean()
 
 
 def guided(

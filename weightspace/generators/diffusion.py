@@ -39,7 +39,9 @@ from weightspace.generators.denoisers import Denoisers, MLPDenoiser
 from weightspace.generators.denoising import Flow, Noised, Process, denoising_loss, guided
 from weightspace.generators.moving_average import Averaged
 from weightspace.generators.pretrained import CARD, CONFIG, FORMAT, FORMAT_VERSION, MODEL
+from weightspace.generators.rpg import RecurrentDenoiser, TokenDenoiser
 from weightspace.generators.spaces import AUTOENCODER, Rows, Space, space_from_files, space_to_files
+from weightspace.generators.token_space import Tokens
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo
 from weightspace.zoo.writer import write_file
@@ -61,7 +63,7 @@ class DiffusionConfig:
     """
 
     process: Process = field(default_factory=Flow)
-    denoiser: Denoisers = field(default_factory=MLPDenoiser)
+    denoiser: Denoisers | RecurrentDenoiser = field(default_factory=MLPDenoiser)
     average: float = 0.995
     """Share of itself that the moving average of weights keeps in a step; the average is what samples."""
     dropped: float = 0.1
@@ -185,6 +187,7 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
         points, held_out = space.encode(train), space.encode(validation)
         given = None if conditioner is None else conditioner.given(train.table)
         held_given = None if conditioner is None else conditioner.given(validation.table)
+        real = space.real if isinstance(space, Tokens) else None
 
         def batches(generator: torch.Generator) -> Iterator[tuple[Any, ...]]:
             for _ in range(config.epoch_steps):
@@ -198,11 +201,16 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
                 noised = config.process.noised(held_out, generator)
                 yield *noised, held_given, torch.ones(len(held_out), dtype=torch.bool)
 
+        def loss(module: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
+            noisy, time, target, given, kept = batch
+            noised = Noised(noisy, time, target)
+            return {"loss": denoising_loss(lambda *point: module(*point[:2], given, kept), noised, real=real)}
+
         module = Averaged(fitted.module, config.average)
         with tempfile.TemporaryDirectory() as scratch:
             target = Path(folder or scratch)
             history = training.train(
-                module, _loss, batches, config.epoch_steps, in_order, optimisation, target,
+                module, loss, batches, config.epoch_steps, in_order, optimisation, target,
                 label="training the denoiser", identity=repr((config, space.shape, train.digest, validation.digest)),
             )  # fmt: skip
             fitted.module.load_state_dict(module.average.state_dict())
@@ -335,14 +343,8 @@ def structured(data: dict, kind: type) -> Any:
 
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
-for _kinds in (Process, Denoisers):
+for _kinds in (Process, TokenDenoiser, Denoisers | RecurrentDenoiser):
     configure_tagged_union(_kinds, _converter, tag_name="kind")
-
-
-def _loss(module: nn.Module, batch: tuple[Any, ...]) -> dict[str, Tensor]:
-    noisy, time, target, given, kept = batch
-    loss = denoising_loss(lambda *point: module(*point[:2], given, kept), Noised(noisy, time, target))
-    return {"loss": loss}
 
 
 def _activations(zoo: Zoo) -> list[str]:

@@ -170,12 +170,15 @@ class Components:
     """What each score is divided by."""
 
     @classmethod
-    def fit(cls, train: Zoo, k: int = 128, *, whiten: bool = True, seed: int = 0) -> "Components":
+    def fit(
+        cls, train: Zoo, k: int = 128, *, whiten: bool = True, align: bool = True, seed: int = 0
+    ) -> "Components":
         """Principal components of a training zoo.
 
         Args:
             k: Components; at most one less than there are networks.
             whiten: Divide each score by its own deviation, or else all by that of the first one.
+            align: As of `Rows.fit`.
             seed: Order of the groups in alignment.
 
         Raises:
@@ -183,7 +186,7 @@ class Components:
             LayoutError: As of `Rows.fit`.
             ZooError: A checkpoint has NaN weights, or there is none.
         """
-        rows = Rows.fit(train, seed=seed)
+        rows = Rows.fit(train, align=align, seed=seed)
         points = rows.encode(train)
         most = min(len(points) - 1, points.shape[1])
         if not 1 <= k <= most:
@@ -290,6 +293,8 @@ def space_to_files(space: Space, folder: Path) -> tuple[dict[str, Any], dict[str
     Raises:
         ConfigError: The space is of no known kind.
     """
+    from weightspace.generators.token_space import Tokens  # here, as it is made of rows
+
     if isinstance(space, Rows):
         tensors = {name: getattr(space, name) for name in ("reference", "mean", "std", "variance")}
         content = {"kind": "rows", "layout": space.layout.to_json()}
@@ -298,12 +303,16 @@ def space_to_files(space: Space, folder: Path) -> tuple[dict[str, Any], dict[str
         rows, inner = space_to_files(space.rows, folder)
         tensors |= {f"rows.{name.removeprefix('space.')}": value for name, value in inner.items()}
         content = {"kind": "components", "rows": rows}
+    elif isinstance(space, Tokens):
+        rows, inner = space_to_files(space.rows, folder)
+        return {"kind": "tokens", "size": space.size, "rows": rows}, inner
     elif isinstance(space, Latents):
         tensors = {"mean": space.mean, "std": space.std}
         space.autoencoder.save_pretrained(folder / AUTOENCODER)
         content = {"kind": "latents"}
     else:
-        raise ConfigError(f"a space of kind {type(space).__name__} cannot be saved, only rows, components and latents")
+        kind = type(space).__name__
+        raise ConfigError(f"a space of kind {kind} cannot be saved, only rows, components, latents and tokens")
     return content, {f"space.{name}": value.contiguous() for name, value in tensors.items() if value is not None}
 
 
@@ -316,7 +325,12 @@ def space_from_files(content: Any, folder: Path, tensors: dict[str, Tensor]) -> 
     Raises:
         WeightspaceError: Something is missing or of an unknown kind.
     """
+    from weightspace.generators.token_space import Tokens  # here, as it is made of rows
+
     try:
+        if content["kind"] == "tokens":
+            rows = space_from_files(content["rows"], folder, tensors)
+            return Tokens(rows=cast(Rows, rows), size=content["size"])
         own = {name.removeprefix("space."): tensors.pop(name) for name in list(tensors) if name.startswith("space.")}
         kind = content["kind"]
         if kind == "latents":
@@ -329,4 +343,4 @@ def space_from_files(content: Any, folder: Path, tensors: dict[str, Tensor]) -> 
             return Rows(layout=Layout.from_json(content["layout"]), reference=own.pop("reference", None), **own)
     except (KeyError, TypeError) as error:
         raise WeightspaceError(f"{folder} does not describe its space ({error}); fit the generator again") from error
-    raise unknown_name("kind of space", str(kind), ("rows", "components", "latents"))
+    raise unknown_name("kind of space", str(kind), ("rows", "components", "latents", "tokens"))

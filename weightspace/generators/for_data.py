@@ -1,0 +1,158 @@
+"""Networks for data sets that no network was trained on: D2NWG on a meta-zoo, with the choices that serve small networks.
+
+    meta-zoo → principal components → flow or diffusion, under a condition made of labelled examples
+    a data set → its examples → candidates → those that do best on its validation images
+
+Source: Soro et al., ICLR 2025, arXiv 2402.18153; the best of the candidates are chosen on validation images here, where
+the paper chose on test images.
+
+Axes: n network, g class of all training data sets, e image of a class.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from weightspace.datasets import Dataset
+from weightspace.encoders.pretrained import structure
+from weightspace.errors import ConfigError, ZooError
+from weightspace.generators.dataset_conditioner import (
+    DatasetConditioner,
+    DatasetEncoderConfig,
+    align_with_weights,
+)
+from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
+from weightspace.generators.image_features import ComponentFeatures, Features
+from weightspace.generators.spaces import Components, Space
+from weightspace.training import TrainingConfig
+from weightspace.zoo import Zoo, behaviour
+from weightspace.zoo.task_zoo import SPLIT, TaskRecipe
+from weightspace.zoo.tasks import TaskImages, tasks_of, with_class_orders
+
+COMPONENTS, FEATURES = 256, 64
+"""Principal components of weights, and of images."""
+
+
+def recipe_of(zoo: Zoo) -> TaskRecipe:
+    """The recipe that a meta-zoo was trained by.
+
+    Raises:
+        ZooError: It is no meta-zoo.
+    """
+    content = zoo.header.get("recipe")
+    if not isinstance(content, dict) or "train_images" not in content:
+        raise ZooError(f"{zoo!r} is no meta-zoo: make one with `weightspace tasks train`")
+    return structure(content, TaskRecipe)
+
+
+def training_images(zoo: Zoo, images: TaskImages) -> tuple[Float[Tensor, "g e c h w"], Float[Tensor, "g e c h w"]]:
+    """Training and validation images of the classes that some networks were trained on, by class."""
+    classes = images.numbers(tasks_of(zoo)).unique()
+    return images.train[classes], images.validation[classes]
+
+
+def fit_for_data(
+    zoo: Zoo,
+    images: TaskImages,
+    *,
+    features: Features | None = None,
+    encoder: DatasetEncoderConfig = DatasetEncoderConfig(),  # noqa: B008 - frozen
+    space: Space | None = None,
+    class_orders: int = 1,
+    alignment: bool = False,
+    config: DiffusionConfig | None = None,
+    optimisation: TrainingConfig = DiffusionTraining(),  # noqa: B008 - frozen
+    folder: Path | str | None = None,
+) -> Diffusion:
+    """Learn which networks data sets have, from the training tasks of a meta-zoo; validation tasks choose the epoch.
+
+    Args:
+        zoo: A meta-zoo; the last checkpoint of each network is used.
+        images: Of its tasks, `recipe_of(zoo).load_images(root)`.
+        features: What images are described by; principal components of the training classes' images when missing.
+        space: Where networks are generated, fitted on training tasks; principal components when missing.
+        class_orders: How often each network is learned from, with its classes in so many orders.
+        alignment: First train the encoder of data sets to agree with weights, as CLIP does.
+        folder: Where everything is saved; an interrupted training continues there.
+
+    Returns:
+        A generator whose condition is a data set: `fitted.sample(8, condition=data)`.
+
+    Raises:
+        ZooError: The zoo has no training or no validation tasks.
+    """
+    if SPLIT not in zoo.table.columns:
+        raise ZooError(f"{zoo!r} is no meta-zoo: make one with `weightspace tasks train`")
+    final = zoo.last()
+    train, validation = (final.where(pl.col(SPLIT) == split) for split in ("train", "validation"))
+    if not len(train) or not len(validation):
+        raise ZooError(f"{zoo!r} needs training tasks and validation tasks to learn from, and has only one of them")
+    own, _ = training_images(train, images)
+    common = recipe_of(zoo).common_init
+    if class_orders > 1:
+        train = with_class_orders(train, class_orders, torch.Generator().manual_seed(optimisation.seed))
+    if features is None:
+        pixels = own.flatten(0, 1)
+        features = ComponentFeatures.fit(pixels, min(FEATURES, *pixels.flatten(1).shape))
+    if space is None:
+        most = min(COMPONENTS, len(train) - 1)
+        # units that began alike are alike already
+        space = Components.fit(train, most, whiten=False, align=not common, seed=optimisation.seed)
+    conditioner = DatasetConditioner(
+        features, images, classes=recipe_of(zoo).classes, config=encoder, seed=optimisation.seed
+    )
+    if alignment:
+        align_with_weights(
+            conditioner, train, validation=validation, space=space, optimisation=replace(optimisation, epochs=10)
+        )
+    return Diffusion.fit(
+        train, validation=validation, space=space, condition=conditioner, config=config, optimisation=optimisation,
+        folder=folder,
+    )  # fmt: skip
+
+
+def sample_for_data(
+    generator: Diffusion,
+    data: Dataset,
+    n: int,
+    *,
+    candidates: int | None = None,
+    guidance: float = 1.0,
+    steps: int | None = None,
+    seed: int = 0,
+) -> Zoo:
+    """Generate networks for a data set, and keep those that do best on its validation images.
+
+    Args:
+        generator: Of `fit_for_data`.
+        data: Any data set with as many classes as the tasks of the meta-zoo, in images of the same shape.
+        candidates: Networks to draw; four times `n` when missing, `n` chooses nothing.
+
+    Returns:
+        A zoo in memory, the best first, with `metric.validation_accuracy` and `metric.validation_loss`.
+
+    Raises:
+        ConfigError: There are fewer candidates than networks, or the generator was not fitted on data sets.
+        DatasetError: The data set does not fit the generator.
+    """
+    if not isinstance(generator.conditioner, DatasetConditioner):
+        raise ConfigError("this generator was not fitted on data sets, so it cannot make networks for one")
+    candidates = 4 * n if candidates is None else candidates
+    if candidates < n:
+        raise ConfigError(f"{n} networks cannot be chosen from {candidates} candidates: draw more")
+    drawn = generator.sample(candidates, condition=data, guidance=guidance, steps=steps, seed=seed)
+    loss, accuracy = behaviour.metrics(drawn, data.validation_images, data.validation_labels)
+    drawn = drawn.with_columns(
+        **{
+            "config.dataset": [data.name] * len(drawn),
+            "config.candidates": [candidates] * len(drawn),
+            "metric.validation_accuracy": accuracy.tolist(),
+            "metric.validation_loss": loss.tolist(),
+        }
+    )
+    order = sorted(range(candidates), key=lambda i: (-float(accuracy[i]), float(loss[i])))
+    return drawn.take(order[:n])
