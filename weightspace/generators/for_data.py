@@ -6,7 +6,7 @@
 Source: Soro et al., ICLR 2025, arXiv 2402.18153; the best of the candidates are chosen on validation images here, where
 the paper chose on test images.
 
-Axes: n network, g class of all training data sets, e image of a class.
+Axes: n network, g class of all training data sets, e, v image of a class.
 """
 
 from dataclasses import replace
@@ -49,7 +49,7 @@ def recipe_of(zoo: Zoo) -> TaskRecipe:
     return structure(content, TaskRecipe)
 
 
-def training_images(zoo: Zoo, images: TaskImages) -> tuple[Float[Tensor, "g e c h w"], Float[Tensor, "g e c h w"]]:
+def training_images(zoo: Zoo, images: TaskImages) -> tuple[Float[Tensor, "g e c h w"], Float[Tensor, "g v c h w"]]:
     """Training and validation images of the classes that some networks were trained on, by class."""
     classes = images.numbers(tasks_of(zoo)).unique()
     return images.train[classes], images.validation[classes]

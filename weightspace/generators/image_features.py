@@ -3,7 +3,7 @@
 Principal components, or the last hidden layer of a small convolutional classifier of all training classes. Both are
 modules `images -> features` with features of mean 0 and deviation 1; any other function of that kind does, too.
 
-Axes: n image, g class, e image of a class, c channel, h height, w width, f feature.
+Axes: n image, g class, e, v image of a class for training and validation, c channel, h height, w width, f feature.
 """
 
 import tempfile
@@ -135,7 +135,7 @@ class ConvolutionalFeatures(_Scaled):
     def fit(
         cls,
         images: Float[Tensor, "g e c h w"],
-        validation: Float[Tensor, "g e c h w"],
+        validation: Float[Tensor, "g v c h w"],
         size: int = 32,
         *,
         optimisation: TrainingConfig = TrainingConfig(epochs=5, batch_size=128, accelerator="cpu"),  # noqa: B008 - frozen

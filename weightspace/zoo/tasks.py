@@ -3,7 +3,7 @@
 Output i of a network stands for the i-th class of its task. Which images a task has is a function of its name and of
 the seed of the data: the first ones of each class, in the order in which `datasets.load` cuts the parts.
 
-Axes: g class, counted over all data sets, e image of a class, t task, k class of a task, i image of a task, n image,
+Axes: g class, counted over all data sets, e, v, u image of a class in each part, t task, k class of a task, i image of a task, n image,
 c channel, h height, w width.
 """
 
@@ -79,8 +79,8 @@ class TaskImages:
     counts: Mapping[str, int]
     """Classes of each data set; class j of the second one has the number `counts[first] + j`."""
     train: Float[Tensor, "g e c h w"]
-    validation: Float[Tensor, "g e c h w"]
-    test: Float[Tensor, "g e c h w"]
+    validation: Float[Tensor, "g v c h w"]
+    test: Float[Tensor, "g u c h w"]
 
     @classmethod
     def load(
