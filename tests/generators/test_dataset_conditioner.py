@@ -1,6 +1,7 @@
 """Data sets as conditions: sets of examples, classes in head order, and networks that follow."""
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -119,7 +120,7 @@ def test_examples_of_new_data_are_its_own(images, features):
     assert asked.shape == (2, 3, 8, 12) and not torch.equal(asked[0], asked[1])
     for place in range(3):
         own = features(data.train_images[data.train_labels == place])
-        assert torch.cdist(asked[:, place].flatten(0, 1), own).amin(1).max() < 1e-3
+        assert torch.cdist(asked[:, place].flatten(0, 1), own).amin(1).max() < 0.01  # cdist loses digits near 0
     with pytest.raises(DatasetError, match="3 classes, data set 'digits' has 10"):
         conditioner.asked(datasets.load("digits"), 1)
     with pytest.raises(DatasetError, match="shape"):
@@ -216,7 +217,7 @@ def test_means_of_classes_stand_in_head_order(images, features):
 def test_networks_follow_their_data_set(images, features, tmp_path):
     """A toy: weights are a linear map of the class means, so that the right network of a data set is known."""
     generator = torch.Generator().manual_seed(0)
-    recipe = TaskRecipe(**{**RECIPE.__dict__, "tasks": (90,), "validation_tasks": 12, "test_tasks": 12})
+    recipe = replace(RECIPE, tasks=(90,), validation_tasks=12, test_tasks=12)
     plan, layout = recipe.plan(images), Layout.of(networks.MLP(hidden=(2,), classes=3).build())
     tasks = [Task("digits", tuple(map(int, c.split()))) for c in plan[CLASSES]]
     means = class_means(images, tasks, features)
@@ -225,11 +226,11 @@ def test_networks_follow_their_data_set(images, features, tmp_path):
     train, held_out, test = (
         zoo.take((plan["config.split"] == split).arg_true().to_numpy()) for split in ("train", "validation", "test")
     )
-    conditioner = DatasetConditioner(features, images, classes=3, config=SMALL)
+    conditioner = DatasetConditioner(features, images, classes=3, config=replace(SMALL, sets="moments"))
     fitted = Diffusion.fit(
         train, validation=held_out, space=Rows.fit(train, align=False), condition=conditioner,
-        config=DiffusionConfig(denoiser=MLPDenoiser(width=128, depth=2), average=0.95),
-        optimisation=DiffusionTraining(epochs=8, batch_size=64, learning_rate=3e-3, accelerator="cpu"),
+        config=DiffusionConfig(denoiser=MLPDenoiser(width=64, depth=1), average=0.95),
+        optimisation=DiffusionTraining(epochs=5, batch_size=32, learning_rate=1e-2, accelerator="cpu"),
     )  # fmt: skip
     made = torch.stack(
         [fitted.sample(8, condition=images.data(t), steps=20).weights().mean(0) for t in tasks_of(test)]
@@ -241,7 +242,8 @@ def test_networks_follow_their_data_set(images, features, tmp_path):
     fitted.save_pretrained(tmp_path)
     again = Diffusion.from_pretrained(tmp_path)
     data = images.data(tasks_of(test)[0])
-    assert torch.equal(again.sample(3, condition=data, seed=1).weights(), fitted.sample(3, condition=data, seed=1).weights())
+    one, other = (generator.sample(3, condition=data, seed=1).weights() for generator in (again, fitted))
+    assert torch.equal(one, other)
     with pytest.raises(ConfigError, match="no images of its tasks"):
         again.conditioner.given(test.table)
 
@@ -254,7 +256,7 @@ def test_features_that_are_any_function_are_not_saved(images):
 
 def test_the_best_candidates_are_kept(zoo, images):
     short = DiffusionTraining(epochs=1, batch_size=16, accelerator="cpu")
-    fitted = fit_for_data(zoo, images, encoder=SMALL, config=DiffusionConfig(epoch_steps=60), optimisation=short)
+    fitted = fit_for_data(zoo, images, encoder=SMALL, config=DiffusionConfig(denoiser=MLPDenoiser(width=64), epoch_steps=60), optimisation=short)
     data = images.data(Task("digits", (8, 2, 5)))
     few = sample_for_data(fitted, data, 2, candidates=12, seed=3)
     every = sample_for_data(fitted, data, 12, candidates=12, seed=3)

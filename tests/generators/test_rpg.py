@@ -80,7 +80,7 @@ def test_a_token_is_denoised_by_itself(recurrence, token):
     changed = (module(other, time, told) - said).abs().amax(2) > 1e-6
     assert changed.nonzero().tolist() == [[0, 1]]
     nothing = torch.full((2, 3), torch.nan)
-    assert torch.equal(module(noisy, time, nothing), module(noisy, time, None))
+    assert_close(module(noisy, time, nothing), module(noisy, time, None), rtol=1e-4, atol=1e-5)
     assert (module(noisy, time, told + 1) - said).abs().max() > 1e-3
 
 
@@ -99,7 +99,7 @@ def test_prototypes_know_what_came_before_only_with_recurrence():
 def fitted(zoo):
     space = Tokens.fit(zoo, 8, align=False)
     config = DiffusionConfig(process=Flow(sampling_steps=20), denoiser=SMALL, average=0.9)
-    optimisation = DiffusionTraining(epochs=3, batch_size=64, learning_rate=3e-3, accelerator="cpu")
+    optimisation = DiffusionTraining(epochs=3, batch_size=48, learning_rate=5e-3, accelerator="cpu")
     return Diffusion.fit(zoo, validation=zoo, space=space, config=config, optimisation=optimisation)
 
 
@@ -127,7 +127,7 @@ def test_a_permutation_state_asks_for_a_copy(zoo):
     fitted = Diffusion.fit(
         few, validation=few, space=space, condition=state,
         config=DiffusionConfig(process=Flow(sampling_steps=20), denoiser=SMALL, average=0.9),
-        optimisation=DiffusionTraining(epochs=5, batch_size=64, learning_rate=1e-2, accelerator="cpu"),
+        optimisation=DiffusionTraining(epochs=3, batch_size=32, learning_rate=1e-2, accelerator="cpu"),
     )  # fmt: skip
     for number, model in enumerate(few.models):
         points = space.encode(few)

@@ -36,6 +36,8 @@ from weightspace.zoo import Zoo
 from weightspace.zoo.tasks import TaskImages, class_images, planned_tasks
 
 SetEncoder = Literal["attention", "moments"]
+LENGTH = 3.0
+"""Of the vectors that are aligned: the largest difference of two logits is twice its square."""
 _DRAW = 77  # stream of the examples
 
 
@@ -110,7 +112,7 @@ class DatasetEncoder(nn.Module):
         """A vector a class, of its examples alone; their order does not count."""
         mean = examples.mean(2)
         if self.config.sets == "moments":
-            spread = examples.var(2, correction=0).clamp(min=1e-6).log() / 2
+            spread = (examples.square().mean(2) - mean.square()).clamp(min=1e-6).log() / 2
             return self.moments(torch.cat([mean, spread], dim=2))
         pooled = self.pool(self.within(self.enter(examples.flatten(0, 1))))  # b·k e w
         return self.moments(mean) + pooled.unflatten(0, mean.shape[:2])
@@ -268,6 +270,21 @@ def alignment_loss(
     return (forth + back) / 2
 
 
+class _Pair(nn.Module):
+    """Networks and their data sets as vectors of one length in one space."""
+
+    def __init__(self, conditioner: DatasetConditioner, projection: nn.Linear):
+        super().__init__()
+        self.conditioner, self.projection = conditioner, projection
+
+    def forward(
+        self, points: Float[Tensor, "b d"], given: Int64[Tensor, "b k"]
+    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c"]]:
+        """Projected networks, and conditions."""
+        pair = self.projection(points), self.conditioner(given)
+        return LENGTH * F.normalize(pair[0], dim=1), LENGTH * F.normalize(pair[1], dim=1)
+
+
 def align_with_weights(
     conditioner: DatasetConditioner,
     train: Zoo,
@@ -292,16 +309,15 @@ def align_with_weights(
     given, held_given = conditioner.given(train.table), conditioner.given(validation.table)
     projection = nn.Linear(points.shape[1], conditioner.width)
     draw_set_weights(projection, torch.Generator().manual_seed(optimisation.seed))
-    module = nn.ModuleDict({"conditioner": conditioner, "projection": projection})
+    module = _Pair(conditioner, projection)
 
     def batches(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(epoch_steps):
             chosen = torch.randint(len(points), (min(optimisation.batch_size, len(points)),), generator=generator)
             yield points[chosen], given[chosen]
 
-    def loss(module: Any, pair: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        both = F.normalize(module["projection"](pair[0]), dim=1), F.normalize(module["conditioner"](pair[1]), dim=1)
-        return {"loss": alignment_loss(both[0] / 0.1, both[1] / 0.1, temperature)}
+    def loss(module: nn.Module, pair: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        return {"loss": alignment_loss(*module(*pair), temperature)}
 
     def in_order(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         yield held_out, held_given
