@@ -282,8 +282,8 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
         with torch.no_grad():
             rows = self.space.decode(points)
         columns: dict[str, Any] = {"model": [f"generated-{i:04d}" for i in range(n)], "step": [0] * n}
-        if len(self.header["activations"]) == 1:
-            columns[ACTIVATION] = self.header["activations"] * n
+        if len(found := self.header.get("activations", [])) == 1:
+            columns[ACTIVATION] = found * n
         if isinstance(self.conditioner, TableConditioner) and condition is not None:
             columns |= {f"asked.{name}": values for name, values in self.conditioner.values(condition, n).items()}
             if f"asked.{ACTIVATION}" in columns:
