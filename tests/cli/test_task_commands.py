@@ -10,7 +10,7 @@ from weightspace.zoo import open as open_zoo
 
 TRAIN = ["--data", "digits", "--classes", 3, "--tasks", 60, "--validation-tasks", 10, "--test-tasks", 2, "--side", 8,
          "--train-images", 50, "--validation-images", 20, "--test-images", 40, "--workers", 1]  # fmt: skip
-FIT = ["--epochs", 3, "--batch-size", 32, "--examples", 10, "--width", 32, "--accelerator", "cpu"]
+FIT = ["--epochs", 5, "--batch-size", 32, "--sets", "moments", "--width", 32, "--output", 32, "--accelerator", "cpu"]
 
 
 def run(*arguments) -> int:
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 def test_networks_for_a_folder_of_images(folder, capsys):
     new = ("--for-data", folder / "moved.npz", "--classes", 1, 4, 7, "--n", 4, "--out", folder / "new")
-    assert run("tasks", "sample", folder / "generator", *new) == 0
+    assert run("sample", folder / "generator", *new) == 0
     assert "right about" in capsys.readouterr().out
     zoo = open_zoo(folder / "new")
     assert len(zoo) == 4 and zoo.layout.slices["fc2.bias"].stop == zoo.layout.parameters
@@ -44,7 +44,7 @@ def test_networks_for_a_folder_of_images(folder, capsys):
 
 def test_misfits_are_said_in_one_sentence(folder, capsys, digits_zoo):
     generator, out = folder / "generator", folder / "none"
-    assert run("tasks", "sample", generator, "--for-data", folder / "moved.npz", "--out", out) == cli.USER_ERROR
+    assert run("sample", generator, "--for-data", folder / "moved.npz", "--out", out) == cli.USER_ERROR
     assert "choose 3 of them with --classes" in capsys.readouterr().err
     assert run("tasks", "fit", digits_zoo.path, "--out", out) == cli.USER_ERROR
     assert "is no meta-zoo" in capsys.readouterr().err

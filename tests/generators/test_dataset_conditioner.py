@@ -232,9 +232,7 @@ def test_networks_follow_their_data_set(images, features, tmp_path):
         config=DiffusionConfig(denoiser=MLPDenoiser(width=64, depth=1), average=0.95),
         optimisation=DiffusionTraining(epochs=5, batch_size=32, learning_rate=1e-2, accelerator="cpu"),
     )  # fmt: skip
-    made = torch.stack(
-        [fitted.sample(8, condition=images.data(t), steps=20).weights().mean(0) for t in tasks_of(test)]
-    )
+    made = torch.stack([fitted.sample(8, condition=images.data(t), steps=20).weights().mean(0) for t in tasks_of(test)])
     right = test.weights()
     error = (made - right).norm() / (right - right.mean(0)).norm()
     wrong = (made[torch.arange(12).roll(1)] - right).norm() / (right - right.mean(0)).norm()
@@ -256,7 +254,13 @@ def test_features_that_are_any_function_are_not_saved(images):
 
 def test_the_best_candidates_are_kept(zoo, images):
     short = DiffusionTraining(epochs=1, batch_size=16, accelerator="cpu")
-    fitted = fit_for_data(zoo, images, encoder=SMALL, config=DiffusionConfig(denoiser=MLPDenoiser(width=64), epoch_steps=60), optimisation=short)
+    fitted = fit_for_data(
+        zoo,
+        images,
+        encoder=SMALL,
+        config=DiffusionConfig(denoiser=MLPDenoiser(width=64), epoch_steps=60),
+        optimisation=short,
+    )
     data = images.data(Task("digits", (8, 2, 5)))
     few = sample_for_data(fitted, data, 2, candidates=12, seed=3)
     every = sample_for_data(fitted, data, 12, candidates=12, seed=3)

@@ -57,7 +57,6 @@ DIFFUSION_COMMANDS = {
 TASK_COMMANDS = {
     "train": ("weightspace.cli.tasks:train", "Train a meta-zoo: many networks, each on some classes of a data set."),
     "fit": ("weightspace.cli.tasks:fit", "Learn from a meta-zoo which networks data sets have."),
-    "sample": ("weightspace.cli.tasks:sample", "Generate networks for a data set that it has never seen."),
 }
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 """Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
@@ -93,7 +92,8 @@ manifold_app = App(
 diffusion_app = App(
     name="diffusion", help="Generate networks from a zoo: diffusion, flow matching, G.pt.", sort_key=4.6
 )
-for _nested in (zoo_app, align_app, manifold_app, diffusion_app):
+tasks_app = App(name="tasks", help="Learn from many tasks to generate networks for data sets never seen.", sort_key=4.7)
+for _nested in (zoo_app, align_app, manifold_app, diffusion_app, tasks_app):
     app.command(_nested)
 _APPS = (
     (app, COMMANDS),
@@ -101,6 +101,7 @@ _APPS = (
     (align_app, ALIGN_COMMANDS),
     (manifold_app, MANIFOLD_COMMANDS),
     (diffusion_app, DIFFUSION_COMMANDS),
+    (tasks_app, TASK_COMMANDS),
 )
 for _app, _commands in _APPS:
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):

@@ -9,6 +9,7 @@ from weightspace import encoders, generators
 from weightspace.errors import ConfigError
 from weightspace.evaluation import PROMPTS, best_prompts
 from weightspace.generators import GPT, KDE, Diffusion, KDEConfig
+from weightspace.generators.for_data import sample_for_data, task_images
 from weightspace.generators.kde import Mode
 from weightspace.generators.pretrained import method_of
 from weightspace.zoo import Zoo
@@ -29,6 +30,11 @@ def sample(
     spread: float = KDEConfig.spread,
     best: float = PROMPTS,
     split_seed: int = 0,
+    for_data: str | None = None,
+    classes: tuple[int, ...] = (),
+    candidates: int | None = None,
+    data_root: Path | None = None,
+    data_seed: int = 0,
     seed: int = 0,
 ) -> None:
     """Generate networks with a fitted generator, or from the latents of a fitted encoder, and save them as a zoo.
@@ -48,9 +54,22 @@ def sample(
         spread: Of smooth draws, in standard deviations over the prompts.
         best: Share of the best training models, by validation accuracy, that are the prompts.
         split_seed: Seed of the split that it was fitted with.
+        for_data: Folder of images, or a data set in the data root, to make networks for; they need not have been seen.
+            For what `weightspace tasks fit` made, as are the next four.
+        classes: Which classes the networks tell apart, in the order of their outputs; all by default.
+        candidates: Networks to draw, of which those are kept that do best on validation images; four times as many by
+            default.
+        data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.
+        data_seed: Seed of the cut into training, validation and test images.
         seed: Seed of the draws.
     """
-    if method_of(fitted) is None:
+    if for_data is not None:
+        generator = Diffusion.from_pretrained(fitted)
+        data = task_images(generator, for_data, data_root, seed=data_seed, classes=classes)
+        drawn = sample_for_data(generator, data, n, candidates=candidates, guidance=guidance, steps=steps, seed=seed)
+        accuracy = drawn.table["metric.validation_accuracy"].mean()
+        said = f"{n} networks, right about {accuracy:.3f} of the validation images of {data.name}"
+    elif method_of(fitted) is None:
         train, _, _ = _required(zoo, fitted).finite().split(split_seed)
         config = KDEConfig(mode=mode, bandwidth=bandwidth, spread=spread)
         prompts = best_prompts(train, best)

@@ -4,16 +4,20 @@ from pathlib import Path
 
 from weightspace.errors import WeightspaceError, unknown_name
 from weightspace.generators.conditions import Conditioner, TableConditioner
+from weightspace.generators.dataset_conditioner import DatasetConditioner, DatasetEncoderConfig
 from weightspace.generators.denoisers import ConvDenoiser, MLPDenoiser, TransformerDenoiser
 from weightspace.generators.denoising import DDPM, Flow
 from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
+from weightspace.generators.for_data import fit_for_data, sample_for_data
 from weightspace.generators.gpt import GPT, GPTConfig, GPTTraining
 from weightspace.generators.hypergan import AdversarialConfig
 from weightspace.generators.hypernetwork import HypernetworkConfig
 from weightspace.generators.kde import KDE, KDEConfig
 from weightspace.generators.manifold import Manifold, ManifoldConfig, ManifoldTraining
 from weightspace.generators.pretrained import method_of
+from weightspace.generators.rpg import PermutationState, RecurrentDenoiser
 from weightspace.generators.spaces import Components, Latents, Rows
+from weightspace.generators.token_space import Tokens
 from weightspace.generators.warm_start import WarmStart
 
 __all__ = [
@@ -24,6 +28,8 @@ __all__ = [
     "Components",
     "Conditioner",
     "ConvDenoiser",
+    "DatasetConditioner",
+    "DatasetEncoderConfig",
     "Diffusion",
     "DiffusionConfig",
     "DiffusionTraining",
@@ -37,11 +43,16 @@ __all__ = [
     "Manifold",
     "ManifoldConfig",
     "ManifoldTraining",
+    "PermutationState",
+    "RecurrentDenoiser",
     "Rows",
     "TableConditioner",
+    "Tokens",
     "TransformerDenoiser",
     "WarmStart",
+    "fit_for_data",
     "load",
+    "sample_for_data",
 ]
 
 _FITTED: dict[str, type[Manifold] | type[Diffusion] | type[GPT]] = {

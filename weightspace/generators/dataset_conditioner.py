@@ -150,7 +150,7 @@ class DatasetConditioner(nn.Module):
         images: TaskImages | None,
         *,
         classes: int,
-        config: DatasetEncoderConfig = DatasetEncoderConfig(),  # noqa: B008 - frozen
+        config: DatasetEncoderConfig = DatasetEncoderConfig(),
         size: int | None = None,
         seed: int = 0,
     ):

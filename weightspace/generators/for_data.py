@@ -1,4 +1,4 @@
-"""Networks for data sets that no network was trained on: D2NWG on a meta-zoo, with the choices that serve small networks.
+"""Networks for data sets that no network was trained on: D2NWG on a meta-zoo of small networks.
 
     meta-zoo → principal components → flow or diffusion, under a condition made of labelled examples
     a data set → its examples → candidates → those that do best on its validation images
@@ -9,7 +9,8 @@ the paper chose on test images.
 Axes: n network, g class of all training data sets, e, v image of a class.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from weightspace import datasets
 from weightspace.datasets import Dataset
 from weightspace.encoders.pretrained import structure
 from weightspace.errors import ConfigError, ZooError
@@ -25,6 +27,7 @@ from weightspace.generators.dataset_conditioner import (
     DatasetEncoderConfig,
     align_with_weights,
 )
+from weightspace.generators.denoisers import MLPDenoiser
 from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
 from weightspace.generators.image_features import ComponentFeatures, Features
 from weightspace.generators.spaces import Components, Space
@@ -33,7 +36,7 @@ from weightspace.zoo import Zoo, behaviour
 from weightspace.zoo.task_zoo import SPLIT, TaskRecipe
 from weightspace.zoo.tasks import TaskImages, tasks_of, with_class_orders
 
-COMPONENTS, FEATURES = 256, 64
+COMPONENTS, FEATURES = 128, 64
 """Principal components of weights, and of images."""
 
 
@@ -55,6 +58,57 @@ def training_images(zoo: Zoo, images: TaskImages) -> tuple[Float[Tensor, "g e c 
     return images.train[classes], images.validation[classes]
 
 
+def task_images(
+    generator: Diffusion, name: str, root: Path | None = None, *, seed: int = 0, classes: Sequence[int] = ()
+) -> Dataset:
+    """A data set as the networks of a generator see images: in grey, and in the size of the meta-zoo.
+
+    Args:
+        name: As `datasets.load` knows it: a name, a folder or a file.
+        root: Folder of image data sets.
+        seed: Seed of the cut into training, validation and test images.
+        classes: Which classes, in the order of the outputs; all when empty.
+
+    Raises:
+        DatasetError: The images cannot be read, or lack a class.
+        ConfigError: The generator was not fitted on data sets.
+    """
+    require_data_sets(generator)
+    data = datasets.load(name, root, seed=seed, grey=True, side=generator.header["dataset"]["image_shape"][1])
+    return datasets.some_classes(data, classes) if classes else data
+
+
+def require_data_sets(generator: Diffusion) -> None:
+    """Refuse a generator whose condition is something else.
+
+    Raises:
+        ConfigError: It was not fitted on data sets.
+    """
+    if not isinstance(generator.conditioner, DatasetConditioner):
+        raise ConfigError(
+            "this generator was not fitted on data sets, so it cannot make networks for one: `weightspace tasks fit` "
+            "makes one that can"
+        )
+
+
+def for_data_config() -> DiffusionConfig:
+    """A flow of moderate size, for networks of a few thousand parameters."""
+    return DiffusionConfig(denoiser=MLPDenoiser(width=256, depth=2), average=0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForDataTraining(DiffusionTraining):
+    """How denoiser and encoder of data sets are trained: defaults of 2000 steps.
+
+    >>> ForDataTraining().epochs
+    20
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+
 def fit_for_data(
     zoo: Zoo,
     images: TaskImages,
@@ -65,7 +119,7 @@ def fit_for_data(
     class_orders: int = 1,
     alignment: bool = False,
     config: DiffusionConfig | None = None,
-    optimisation: TrainingConfig = DiffusionTraining(),  # noqa: B008 - frozen
+    optimisation: TrainingConfig = ForDataTraining(),
     folder: Path | str | None = None,
 ) -> Diffusion:
     """Learn which networks data sets have, from the training tasks of a meta-zoo; validation tasks choose the epoch.
@@ -76,7 +130,8 @@ def fit_for_data(
         features: What images are described by; principal components of the training classes' images when missing.
         space: Where networks are generated, fitted on training tasks; principal components when missing.
         class_orders: How often each network is learned from, with its classes in so many orders.
-        alignment: First train the encoder of data sets to agree with weights, as CLIP does.
+        alignment: First train the encoder of data sets to agree with weights, as CLIP does, with the same optimisation.
+        config: `for_data_config()` when missing.
         folder: Where everything is saved; an interrupted training continues there.
 
     Returns:
@@ -101,17 +156,15 @@ def fit_for_data(
     if space is None:
         most = min(COMPONENTS, len(train) - 1)
         # units that began alike are alike already
-        space = Components.fit(train, most, whiten=False, align=not common, seed=optimisation.seed)
+        space = Components.fit(train, most, align=not common, seed=optimisation.seed)
     conditioner = DatasetConditioner(
         features, images, classes=recipe_of(zoo).classes, config=encoder, seed=optimisation.seed
     )
     if alignment:
-        align_with_weights(
-            conditioner, train, validation=validation, space=space, optimisation=replace(optimisation, epochs=10)
-        )
+        align_with_weights(conditioner, train, validation=validation, space=space, optimisation=optimisation)
     return Diffusion.fit(
-        train, validation=validation, space=space, condition=conditioner, config=config, optimisation=optimisation,
-        folder=folder,
+        train, validation=validation, space=space, condition=conditioner, config=config or for_data_config(),
+        optimisation=optimisation, folder=folder,
     )  # fmt: skip
 
 
@@ -139,8 +192,7 @@ def sample_for_data(
         ConfigError: There are fewer candidates than networks, or the generator was not fitted on data sets.
         DatasetError: The data set does not fit the generator.
     """
-    if not isinstance(generator.conditioner, DatasetConditioner):
-        raise ConfigError("this generator was not fitted on data sets, so it cannot make networks for one")
+    require_data_sets(generator)
     candidates = 4 * n if candidates is None else candidates
     if candidates < n:
         raise ConfigError(f"{n} networks cannot be chosen from {candidates} candidates: draw more")

@@ -3,14 +3,14 @@
     position of a token (+ condition) → recurrent network over the tokens → prototype a token
     noisy token, time, its prototype  → denoiser of single tokens         → prediction
 
-Tokens never straddle layers (`token_space`). A GRU of moderate width stands for the published Mamba. Without recurrence a
-token knows its own number and the condition alone: generation chunk by chunk, for networks too large for one pass.
+Tokens never straddle layers (`token_space`). A GRU of moderate width stands for the published Mamba. Without
+recurrence a token knows its own number and the condition alone: generation chunk by chunk, for large networks.
 
 Axes: b network, t token, z value of a token, c condition, w width.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,7 +18,6 @@ import polars as pl
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from weightspace.errors import ConfigError, unknown_name
 from weightspace.generators.conditions import CONDITIONERS
@@ -42,7 +41,7 @@ class RecurrentDenoiser:
     """Of prototypes and of the recurrent network."""
     layers: int = 2
     """Of the recurrent network."""
-    token: TokenDenoiser = MLPDenoiser(width=256, depth=2)
+    token: TokenDenoiser = field(default_factory=lambda: MLPDenoiser(width=256, depth=2))
     """Denoiser of single tokens; published are convolutions along the token, (1, 32, 64, 128, 64, 32, 1)."""
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Attention over sets (Lee et al., 2019, "Set Transformer"), as D2NWG uses it for data sets ("Diffusion generators", 4.2).
+"""Attention over sets (Lee et al., 2019, "Set Transformer"), as D2NWG uses it ("Diffusion generators", section 4.2).
 
     MAB(X, Y) = LN(H + FF(H))       H = LN(X + MHA(X, Y, Y))
     ISAB(X)   = MAB(X, MAB(I, X))   I learned inducing points

@@ -170,9 +170,7 @@ class Components:
     """What each score is divided by."""
 
     @classmethod
-    def fit(
-        cls, train: Zoo, k: int = 128, *, whiten: bool = True, align: bool = True, seed: int = 0
-    ) -> "Components":
+    def fit(cls, train: Zoo, k: int = 128, *, whiten: bool = True, align: bool = True, seed: int = 0) -> "Components":
         """Principal components of a training zoo.
 
         Args:

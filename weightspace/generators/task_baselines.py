@@ -85,7 +85,7 @@ def nearest_task(
 
 
 class WeightRegression:
-    """Ridge regression from descriptions of tasks to weights, WeightCLIP's LM (Asefaw et al., 2026) without its encoder.
+    """Ridge regression from descriptions of tasks to weights, as WeightCLIP's LM (Asefaw et al., 2026).
 
     >>> from weightspace.networks import Layout
     >>> table = pl.DataFrame({"model": ["a", "b"], "step": [9, 9]})

@@ -1,7 +1,7 @@
 """Networks as sequences of tokens that never straddle layers: the space of RPG and of generation chunk by chunk.
 
-A layer's tensors, one after the other, are padded to a multiple of the token size and cut (RPG, section 2.1 of "Diffusion
-generators"). Padding is zero in a point and does not count in a loss.
+A layer's tensors, one after the other, are padded to a multiple of the token size and cut ("Diffusion generators",
+section 2.1). Padding is zero in a point and does not count in a loss.
 
 Axes: m network, p parameter, t token, z value of a token.
 """

@@ -196,7 +196,7 @@ def _seed(text: str) -> int:
 
 def train_tasks(
     path: Path | str,
-    recipe: TaskRecipe = TaskRecipe(),  # noqa: B008 - frozen
+    recipe: TaskRecipe = TaskRecipe(),
     *,
     data_root: Path | str | None = None,
     workers: int | None = None,

@@ -3,8 +3,8 @@
 Output i of a network stands for the i-th class of its task. Which images a task has is a function of its name and of
 the seed of the data: the first ones of each class, in the order in which `datasets.load` cuts the parts.
 
-Axes: g class, counted over all data sets, e, v, u image of a class in each part, t task, k class of a task, i image of a task, n image,
-c channel, h height, w width.
+Axes: g class, counted over all data sets, e, v, u image of a class in each part, t task, k class of a task, i image of
+a task, n image, c channel, h height, w width.
 """
 
 import hashlib
@@ -123,7 +123,9 @@ class TaskImages:
             DatasetError: A class has too few images, or the sets have images of different shapes.
         """
         if shapes := sorted({data.image_shape for data in loaded.values()})[1:]:
-            raise DatasetError(f"all data sets of a meta-zoo need images of one shape, got {shapes[0]} too: give a side")
+            raise DatasetError(
+                f"all data sets of a meta-zoo need images of one shape, got {shapes[0]} too: give a side"
+            )
         parts = {}
         for part, count in zip(PARTS, (train, validation, test), strict=True):
             parts[part] = torch.cat([class_images(data, part, count) for data in loaded.values()])
@@ -188,7 +190,10 @@ class TaskImages:
         parts = {}
         for part in PARTS:
             places, labels = self.places([task], part)
-            parts |= {f"{part}_images": self.of_part(part).flatten(0, 1)[places[0]], f"{part}_labels": labels[0].clone()}
+            parts |= {
+                f"{part}_images": self.of_part(part).flatten(0, 1)[places[0]],
+                f"{part}_labels": labels[0].clone(),
+            }
         return Dataset(name=task.name, classes=len(task.classes), **parts)
 
 
