@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from weightspace import datasets, networks
 from weightspace.errors import ConfigError, DatasetError
-from weightspace.generators import Diffusion, DiffusionConfig, DiffusionTraining, MLPDenoiser, Rows
+from weightspace.generators import Components, Diffusion, DiffusionConfig, DiffusionTraining, MLPDenoiser, Rows
 from weightspace.generators.dataset_conditioner import (
     DatasetConditioner,
     DatasetEncoder,
@@ -18,7 +18,7 @@ from weightspace.generators.dataset_conditioner import (
     align_with_weights,
     alignment_loss,
 )
-from weightspace.generators.for_data import fit_for_data, sample_for_data
+from weightspace.generators.for_data import fit_for_data, for_data_config, sample_for_data
 from weightspace.generators.image_features import ComponentFeatures, ConvolutionalFeatures
 from weightspace.generators.task_baselines import (
     WeightRegression,
@@ -38,7 +38,7 @@ RECIPE = TaskRecipe(
     data=("digits",), tasks=(40,), validation_tasks=6, test_tasks=6, classes=3, train_images=50, validation_images=20,
     test_images=40, side=8, epochs=4, seed=1,
 )  # fmt: skip
-SMALL = DatasetEncoderConfig(examples=8, width=16, inducing=4, depth=1, output=12)
+SMALL = DatasetEncoderConfig(sets="attention", examples=8, width=16, inducing=4, depth=1, output=12)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,9 @@ def features(images) -> ComponentFeatures:
 
 
 def encoder(**changes) -> DatasetEncoder:
-    config = DatasetEncoderConfig(**{"examples": 8, "width": 16, "inducing": 4, "output": 12} | changes)
+    config = DatasetEncoderConfig(
+        **{"sets": "attention", "examples": 8, "width": 16, "inducing": 4, "output": 12} | changes
+    )
     module = DatasetEncoder(config, features=5, classes=4)
     module.reset(torch.Generator().manual_seed(0))
     return module.eval()
@@ -244,6 +246,27 @@ def test_networks_follow_their_data_set(images, features, tmp_path):
     assert torch.equal(one, other)
     with pytest.raises(ConfigError, match="no images of its tasks"):
         again.conditioner.given(test.table)
+
+
+def test_an_untrained_generator_makes_what_the_regression_predicts(zoo, images, features):
+    train = zoo.last().where(pl.col("config.split") == "train")
+    space = Components.fit(train, 8, whiten=False, align=False)
+    conditioner = DatasetConditioner(features, images, classes=3, config=SMALL, anchor=8)
+    conditioner.anchor_to(train, space.encode(train), penalty=1e-2)
+    config = for_data_config()
+    untrained = Diffusion(space, config, train.header | {"activations": []}, conditioner)
+    untrained.module.denoiser.reset(torch.Generator().manual_seed(0))
+    points = untrained.points(2, condition=images.data(Task("digits", (8, 2, 5))), generator=torch.Generator())
+    means = conditioner.asked(images.data(Task("digits", (8, 2, 5))), 2).mean(2).flatten(1)
+    assert_close(points, means @ conditioner.slope + conditioner.offset, rtol=1e-3, atol=1e-3)
+    # the regression knows more of networks than their mean does
+    given = conditioner.given(train.table)
+    conditioner.eval()
+    error = conditioner(given)[:, :8] - space.encode(train)
+    assert error.square().sum() < 0.5 * space.encode(train).square().sum()
+    loaded = DatasetConditioner.from_json(conditioner.to_json())
+    loaded.load_state_dict(conditioner.state_dict())
+    assert torch.equal(loaded.slope, conditioner.slope)
 
 
 def test_features_that_are_any_function_are_not_saved(images):

@@ -39,6 +39,7 @@ def fit(
     out: Path = Path("for-data"),
     encoder: Annotated[DatasetEncoderConfig, Parameter(name="*")] = DatasetEncoderConfig(),  # noqa: B008 - frozen
     optimisation: Annotated[ForDataTraining, Parameter(name="*")] = ForDataTraining(),  # noqa: B008 - frozen
+    penalty: float = 1.0,
     class_orders: int = 1,
     alignment: bool = False,
     data_root: Path | None = None,
@@ -48,13 +49,15 @@ def fit(
     Args:
         zoo: Folder of a meta-zoo.
         out: Folder of the generator; an interrupted training is continued there.
+        penalty: Of the regression that predicts where networks lie: about 1 for new data sets, less for new tasks of
+            known ones.
         class_orders: Learn from each network with its classes in so many orders.
         alignment: First train the encoder of data sets to agree with weights.
         data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.
     """
     opened = open_zoo(zoo)
     fitted = fit_for_data(
-        opened, recipe_of(opened).load_images(data_root), encoder=encoder, class_orders=class_orders,
+        opened, recipe_of(opened).load_images(data_root), encoder=encoder, penalty=penalty, class_orders=class_orders,
         alignment=alignment, optimisation=optimisation, folder=out,
     )  # fmt: skip
     Console().print(f"learned from {fitted.header['fit']['checkpoints']} networks: {out}", highlight=False)

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, get_args
 import polars as pl
 import torch
 from jaxtyping import Float, Int64
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,11 +51,11 @@ class DatasetEncoderConfig:
     weightspace.errors.UnknownName: unknown set encoder 'sum'; (known: attention, moments)
     """
 
-    sets: SetEncoder = "attention"
+    sets: SetEncoder = "moments"
     """What becomes of the examples of a class: attention through inducing points beside their mean, or their mean and
     the logarithm of their deviation alone."""
-    examples: int = 20
-    """Of each class, in training and when networks are asked for."""
+    examples: int = 100
+    """Of each class, in training and when networks are asked for; all where there are fewer."""
     width: int = 64
     heads: int = 2
     inducing: int = 16
@@ -63,8 +64,8 @@ class DatasetEncoderConfig:
     """Blocks of attention among the examples of a class."""
     ordered: bool = True
     """Tell classes apart by their place in the head; otherwise as published, where their order is lost."""
-    output: int = 256
-    """Values of the condition."""
+    output: int = 64
+    """Values of the condition, beside an anchor."""
 
     def __post_init__(self):
         if self.sets not in get_args(SetEncoder):
@@ -133,16 +134,20 @@ class DatasetConditioner(nn.Module):
         features: `images -> features`; one of `image_features` if the generator is to be saved.
         images: Those of the training tasks; `None` when a saved generator is read.
         classes: Of a task.
+        size: Number of features, where there are no images to try.
+        anchor: Values of a point that a regression puts before the learned condition, see `anchor_to`; 0 for none.
 
     >>> images = TaskImages.load(["digits"], train=50, validation=20, test=40, side=8)
     >>> conditioner = DatasetConditioner(lambda x: x.flatten(1), images, classes=4)
     >>> tasks = pl.DataFrame({"config.dataset": ["digits"], "config.classes": ["3 1 4 9"]})
     >>> conditioner(conditioner.given(tasks)).shape
-    torch.Size([1, 256])
+    torch.Size([1, 64])
     """
 
     name: ClassVar[str] = "data_set"
     drawn: Tensor
+    slope: Tensor
+    offset: Tensor
 
     def __init__(
         self,
@@ -152,6 +157,7 @@ class DatasetConditioner(nn.Module):
         classes: int,
         config: DatasetEncoderConfig = DatasetEncoderConfig(),
         size: int | None = None,
+        anchor: int = 0,
         seed: int = 0,
     ):
         super().__init__()
@@ -165,12 +171,31 @@ class DatasetConditioner(nn.Module):
         """Features of the training images `[g, e, f]`."""
         self.encoder = DatasetEncoder(config, features=width, classes=classes)
         self.encoder.reset(torch.Generator().manual_seed(seed))
+        self.register_buffer("slope", torch.zeros(classes * width, anchor))
+        self.register_buffer("offset", torch.zeros(anchor))
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))  # steps of training: a resumed one goes on
 
     @property
     def width(self) -> int:
         """Values in a condition."""
-        return self.config.output
+        return self.slope.shape[1] + self.config.output
+
+    def anchor_to(self, train: Zoo, points: Float[Tensor, "b d"], *, penalty: float = 1e-2, draws: int = 4) -> None:
+        """Fit the anchor: a ridge regression from the means of the examples of each class to points.
+
+        Args:
+            train: Networks of the meta-zoo.
+            points: Where they lie in the space of the generator.
+            penalty: In means of the diagonal of the covariance.
+            draws: How often examples are drawn for each network.
+        """
+        given = self.given(train.table)
+        seeds = torch.arange(draws * len(given)).unflatten(0, (draws, -1))
+        means = torch.cat([self._examples(given, some).mean(2).flatten(1) for some in seeds])
+        alpha = penalty * float((means - means.mean(0)).square().sum(0).mean())
+        found = Ridge(alpha=alpha).fit(means.double().numpy(), points.repeat(draws, 1).double().numpy())
+        self.slope.copy_(torch.from_numpy(found.coef_.T))
+        self.offset.copy_(torch.from_numpy(found.intercept_))
 
     def given(self, table: pl.DataFrame) -> Int64[Tensor, "b k"]:
         """The classes of the networks of a meta-zoo, counted over all data sets.
@@ -190,8 +215,7 @@ class DatasetConditioner(nn.Module):
         """Features of training images of a data set, other ones for each of `n` networks.
 
         Raises:
-            DatasetError: The data set has another number of classes, images of another shape, or a class with fewer
-                images than there are examples.
+            DatasetError: The data set has another number of classes, or images of another shape.
         """
         if wanted.classes != self.classes:
             raise DatasetError(
@@ -205,18 +229,24 @@ class DatasetConditioner(nn.Module):
     def forward(self, given: Int64[Tensor, "b k"] | Float[Tensor, "b k e f"]) -> Float[Tensor, "b c"]:
         """Conditions of classes of the training images, in training from examples drawn at random; or of features."""
         if given.is_floating_point():
-            return self.encoder(given)
+            examples = given
+        elif self.training:
+            self.drawn += 1
+            examples = self._examples(given, torch.arange(len(given)) + (self.drawn.cpu() << 20))
+        else:
+            examples = self._examples(given, torch.zeros(len(given), dtype=torch.int64))
+        learned = self.encoder(examples)
+        if not len(self.offset):
+            return learned
+        return torch.cat([examples.mean(2).flatten(1) @ self.slope + self.offset, learned], dim=1)
+
+    def _examples(self, given: Int64[Tensor, "b k"], seeds: Int64[Tensor, " b"]) -> Float[Tensor, "b k e f"]:
+        """Features of random training images of the classes of each network."""
         assert self.bank is not None
-        if not self.training:
-            return self.encoder(self.bank[given][:, :, : self.config.examples])
-        self.drawn += 1
-        chosen = self._chosen(torch.arange(len(given)) + (self.drawn.cpu() << 20), self.bank.shape[1])
-        return self.encoder(self.bank[given[:, :, None], chosen[:, None]])
+        return self.bank[given[:, :, None], self._chosen(seeds, self.bank.shape[1])[:, None]]
 
     def _chosen(self, seeds: Int64[Tensor, " b"], count: int) -> Int64[Tensor, "b e"]:
-        """Numbers of the examples of each network, without replacement; the same for all its classes."""
-        if count < self.config.examples:
-            raise DatasetError(f"a class has {count} images, fewer than the {self.config.examples} examples it needs")
+        """Numbers of the examples of each network, without replacement, or all; the same for all its classes."""
         return streams.permutation(seeds, _DRAW, count)[:, : self.config.examples]
 
     def to_json(self) -> dict[str, Any]:
@@ -232,7 +262,7 @@ class DatasetConditioner(nn.Module):
             )
         return {
             "config": asdict(self.config), "classes": self.classes, "size": self.size,
-            "features": self.features.to_json(),
+            "features": self.features.to_json(), "anchor": len(self.offset),
         }  # fmt: skip
 
     @classmethod
@@ -240,8 +270,9 @@ class DatasetConditioner(nn.Module):
         """The conditioner that `to_json` wrote, to be filled with its weights and those of its features."""
         config = structure(data["config"], DatasetEncoderConfig)
         return cls(
-            features_from_json(data["features"]), None, classes=data["classes"], config=config, size=data["size"]
-        )
+            features_from_json(data["features"]), None, classes=data["classes"], config=config, size=data["size"],
+            anchor=data["anchor"],
+        )  # fmt: skip
 
 
 CONDITIONERS[DatasetConditioner.name] = DatasetConditioner

@@ -29,6 +29,7 @@ from weightspace import training
 from weightspace.encoders.pretrained import local_folder, provenance
 from weightspace.errors import ConfigError
 from weightspace.generators import pretrained
+from weightspace.generators.anchored import AnchoredDenoiser
 from weightspace.generators.conditions import (
     Conditioner,
     TableConditioner,
@@ -63,7 +64,7 @@ class DiffusionConfig:
     """
 
     process: Process = field(default_factory=Flow)
-    denoiser: Denoisers | RecurrentDenoiser = field(default_factory=MLPDenoiser)
+    denoiser: Denoisers | RecurrentDenoiser | AnchoredDenoiser = field(default_factory=MLPDenoiser)
     average: float = 0.995
     """Share of itself that the moving average of weights keeps in a step; the average is what samples."""
     dropped: float = 0.1
@@ -75,6 +76,8 @@ class DiffusionConfig:
         for name in ("average", "dropped"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if isinstance(self.denoiser, AnchoredDenoiser) and getattr(self.process, "target", "") != "data":
+            raise ConfigError("an anchored denoiser predicts data: give a process with target data")
         if self.epoch_steps < 1:
             raise ConfigError(f"epoch_steps must be at least 1, got {self.epoch_steps}")
 
@@ -343,7 +346,7 @@ def structured(data: dict, kind: type) -> Any:
 
 
 _converter = cattrs.Converter(forbid_extra_keys=True)
-for _kinds in (Process, TokenDenoiser, Denoisers | RecurrentDenoiser):
+for _kinds in (Process, TokenDenoiser, Denoisers | RecurrentDenoiser | AnchoredDenoiser):
     configure_tagged_union(_kinds, _converter, tag_name="kind")
 
 

@@ -1,6 +1,7 @@
 """Networks for data sets that no network was trained on: D2NWG on a meta-zoo of small networks.
 
-    meta-zoo → principal components → flow or diffusion, under a condition made of labelled examples
+    meta-zoo → principal components → diffusion around the networks that a ridge regression predicts, under a condition
+        made of labelled examples
     a data set → its examples → candidates → those that do best on its validation images
 
 Source: Soro et al., ICLR 2025, arXiv 2402.18153; the best of the candidates are chosen on validation images here, where
@@ -11,6 +12,7 @@ Axes: n network, g class of all training data sets, e, v image of a class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import polars as pl
@@ -22,12 +24,14 @@ from weightspace import datasets
 from weightspace.datasets import Dataset
 from weightspace.encoders.pretrained import structure
 from weightspace.errors import ConfigError, ZooError
+from weightspace.generators.anchored import AnchoredDenoiser
 from weightspace.generators.dataset_conditioner import (
     DatasetConditioner,
     DatasetEncoderConfig,
     align_with_weights,
 )
 from weightspace.generators.denoisers import MLPDenoiser
+from weightspace.generators.denoising import DDPM
 from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
 from weightspace.generators.image_features import ComponentFeatures, Features
 from weightspace.generators.spaces import Components, Space
@@ -92,19 +96,24 @@ def require_data_sets(generator: Diffusion) -> None:
 
 
 def for_data_config() -> DiffusionConfig:
-    """A flow of moderate size, for networks of a few thousand parameters."""
-    return DiffusionConfig(denoiser=MLPDenoiser(width=256, depth=2), average=0.99)
+    """Diffusion of moderate size around the networks that a regression predicts, for a few thousand parameters."""
+    return DiffusionConfig(
+        process=DDPM(target="data", schedule="cosine", eta=0.0, sampling_steps=20),
+        denoiser=AnchoredDenoiser(denoiser=MLPDenoiser(width=128, depth=2)),
+        average=0.99,
+        dropped=0.0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForDataTraining(DiffusionTraining):
-    """How denoiser and encoder of data sets are trained: defaults of 2000 steps.
+    """How denoiser and encoder of data sets are trained: defaults of 1000 steps.
 
     >>> ForDataTraining().epochs
-    20
+    10
     """
 
-    epochs: int = 20
+    epochs: int = 10
     batch_size: int = 64
     learning_rate: float = 2e-3
 
@@ -116,6 +125,7 @@ def fit_for_data(
     features: Features | None = None,
     encoder: DatasetEncoderConfig = DatasetEncoderConfig(),  # noqa: B008 - frozen
     space: Space | None = None,
+    penalty: float = 1.0,
     class_orders: int = 1,
     alignment: bool = False,
     config: DiffusionConfig | None = None,
@@ -129,6 +139,8 @@ def fit_for_data(
         images: Of its tasks, `recipe_of(zoo).load_images(root)`.
         features: What images are described by; principal components of the training classes' images when missing.
         space: Where networks are generated, fitted on training tasks; principal components when missing.
+        penalty: Of the regression that predicts where networks lie, in means of the diagonal of the covariance of class
+            means: about 1 for new data sets, less for new tasks of known ones.
         class_orders: How often each network is learned from, with its classes in so many orders.
         alignment: First train the encoder of data sets to agree with weights, as CLIP does, with the same optimisation.
         config: `for_data_config()` when missing.
@@ -156,15 +168,20 @@ def fit_for_data(
     if space is None:
         most = min(COMPONENTS, len(train) - 1)
         # units that began alike are alike already
-        space = Components.fit(train, most, align=not common, seed=optimisation.seed)
+        space = Components.fit(train, most, whiten=False, align=not common, seed=optimisation.seed)
+    config = config or for_data_config()
+    anchor = prod(space.shape) if isinstance(config.denoiser, AnchoredDenoiser) else 0
     conditioner = DatasetConditioner(
-        features, images, classes=recipe_of(zoo).classes, config=encoder, seed=optimisation.seed
-    )
+        features, images, classes=recipe_of(zoo).classes, config=encoder, anchor=anchor,
+        seed=optimisation.seed,
+    )  # fmt: skip
+    if anchor:
+        conditioner.anchor_to(train, space.encode(train).flatten(1), penalty=penalty)
     if alignment:
         align_with_weights(conditioner, train, validation=validation, space=space, optimisation=optimisation)
     return Diffusion.fit(
-        train, validation=validation, space=space, condition=conditioner, config=config or for_data_config(),
-        optimisation=optimisation, folder=folder,
+        train, validation=validation, space=space, condition=conditioner, config=config, optimisation=optimisation,
+        folder=folder,
     )  # fmt: skip
 
 
