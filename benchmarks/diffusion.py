@@ -1,8 +1,9 @@
 """Sampling networks by flow matching: all at once against one at a time. python benchmarks/diffusion.py
 
-One core, about 20 s. A perceptron denoiser over 128 principal components, 50 Euler steps, and the decoding to rows of a
-digits MLP; 200 networks. The loop draws each network by itself, as scripts do that sample, load and test in turn. Prints
-networks a second of both (processor time of one thread), their ratio, and training steps a second with a batch of 128.
+One core, about 20 s. A perceptron denoiser over 128 principal components, 50 Euler steps, and the decoding to rows of
+a digits MLP; 200 networks. The loop draws each network by itself, as scripts do that sample, load and test in turn.
+Prints networks a second of both (processor time of one thread), their ratio, and training steps a second with a batch
+of 128.
 """
 
 from time import process_time
