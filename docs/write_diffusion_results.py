@@ -73,9 +73,9 @@ BASE = DiffusionConfig(denoiser=SMALL, average=0.99)
 STEPS = DiffusionTraining(epochs=12, accelerator="cpu")
 FEWER = DiffusionTraining(epochs=8, accelerator="cpu")
 """For the study of memory: the same number of steps for every number of runs."""
-CONV = ConvAutoencoderConfig(channels=(16, 32, 64, 64, 8), align=True)
+CONV = ConvAutoencoderConfig(channels=(8, 16, 32, 32, 8), latent=64)
 CONV_STEPS = ConvAutoencoderTraining(epochs=6, accelerator="cpu")
-DENOISER = ConvDenoiser(channels=(1, 16, 32, 64, 128, 64, 32, 16, 1))
+DENOISER = ConvDenoiser(channels=(1, 8, 16, 32, 64, 32, 16, 8, 1))
 SIGMAS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0)
 
 
@@ -167,7 +167,7 @@ def sources(zoo: Zoo, data: Dataset, run: Path) -> None:
         drawn / "p-diff",
         lambda: pdiff.fit(
             train, validation=chosen, autoencoder=CONV, denoiser=DENOISER, autoencoder_training=CONV_STEPS,
-            optimisation=DiffusionTraining(epochs=12, batch_size=50, learning_rate=1e-3, accelerator="cpu"),
+            optimisation=DiffusionTraining(epochs=20, batch_size=50, learning_rate=1e-3, accelerator="cpu"),
             folder=models / "p-diff",
         ).sample(DRAWN, steps=200, seed=SEED),
     )  # fmt: skip
@@ -503,7 +503,7 @@ early. [diffusion_memory.csv](diffusion_memory.csv)
 ## p-diff in its own setting
 
 The best training network, its last layer (150 of its parameters) trained on for 300 steps and kept at each; every fifth
-checkpoint chooses epochs. Autoencoder and denoiser have a quarter of the published channels. All rows but the last are
+checkpoint chooses epochs. Autoencoder and denoiser have an eighth of the published channels. All rows but the last are
 whole networks with this layer. [diffusion_pdiff.csv](diffusion_pdiff.csv)
 
 {pdiff}

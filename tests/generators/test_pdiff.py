@@ -68,7 +68,7 @@ def test_samples_do_about_as_well_as_the_checkpoints(subset, checkpoints):
         autoencoder=ConvAutoencoderConfig(channels=(8, 16, 8), latent=8, align=False, epoch_steps=50),
         denoiser=ConvDenoiser(channels=(1, 8, 16, 8, 1), kernel=3),
         autoencoder_training=ConvAutoencoderTraining(epochs=2, batch_size=24, learning_rate=1e-2, accelerator="cpu"),
-        optimisation=DiffusionTraining(epochs=2, batch_size=48, learning_rate=3e-3, accelerator="cpu"),
+        optimisation=DiffusionTraining(epochs=8, batch_size=48, learning_rate=3e-3, accelerator="cpu"),
     )  # fmt: skip
     samples = subset.insert(fitted.sample(30, steps=50, seed=0))
     data = load_data("digits")
