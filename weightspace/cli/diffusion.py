@@ -25,7 +25,7 @@ from weightspace.generators.spaces import Space
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
 
-PROCESSES = {"flow": Flow(), "ddpm": DDPM(), "ddim": DDPM(eta=0.0)}
+PROCESSES: dict[str, DDPM | Flow] = {"flow": Flow(), "ddpm": DDPM(), "ddim": DDPM(eta=0.0)}
 
 
 def fit(

@@ -36,8 +36,7 @@ from weightspace.networks import Layout
 from weightspace.training import TrainingConfig
 from weightspace.views.architecture import Architecture, architecture_of
 from weightspace.zoo import Zoo
-from weightspace.zoo.store import LOCATION
-from weightspace.zoo.writer import write_file
+from weightspace.zoo.writer import LOCATION, write_file
 
 SCALARS = 4
 """Time, ℓ* - ℓ, ℓ* and ℓ."""

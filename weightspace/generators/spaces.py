@@ -295,7 +295,7 @@ def space_to_files(space: Space, folder: Path) -> tuple[dict[str, Any], dict[str
     """
     if isinstance(space, Rows):
         tensors = {name: getattr(space, name) for name in ("reference", "mean", "std", "variance")}
-        content = {"kind": "rows", "layout": space.layout.to_json()}
+        content: dict[str, Any] = {"kind": "rows", "layout": space.layout.to_json()}
     elif isinstance(space, Components):
         tensors = {name: getattr(space, name) for name in ("components", "mean", "std")}
         rows, inner = space_to_files(space.rows, folder)
