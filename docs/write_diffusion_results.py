@@ -71,7 +71,7 @@ LOSS, ACCURACY = "metric.validation_loss", "metric.validation_accuracy"
 SMALL = MLPDenoiser(width=384, depth=2)
 BASE = DiffusionConfig(denoiser=SMALL, average=0.99)
 STEPS = DiffusionTraining(epochs=12, accelerator="cpu")
-FEWER = DiffusionTraining(epochs=8, accelerator="cpu")
+FEWER = DiffusionTraining(epochs=6, accelerator="cpu")
 """For the study of memory: the same number of steps for every number of runs."""
 CONV = ConvAutoencoderConfig(channels=(8, 16, 32, 32, 8), latent=64)
 CONV_STEPS = ConvAutoencoderTraining(epochs=6, accelerator="cpu")
