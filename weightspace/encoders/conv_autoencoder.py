@@ -1,7 +1,8 @@
 """p-diff's autoencoder: convolutions along a whole row (Wang et al., 2024, arXiv 2402.13144, §2 and appendix).
 
-The row is one channel of a signal. Five strided convolutions and a linear map make a latent vector of it, their mirror
-image a row. Noise on the row and on the latent makes the decoder smooth; the target is the row without noise.
+The row, less the mean of the training networks, is one channel of a signal. Five strided convolutions and a linear map
+make a latent vector of it, their mirror image a row. Noise on the row and on the latent makes the decoder smooth; the
+target is the row without noise. (The published code does not subtract the mean, and spends most of its steps on it.)
 
 Axes: m network, b network in a batch, p parameter, d padded parameter, z latent.
 """
@@ -80,10 +81,12 @@ class ConvAutoencoderModule(nn.Module):
     """Encoder and decoder of padded rows."""
 
     name = "conv_autoencoder"
+    centre: Tensor
 
     def __init__(self, config: ConvAutoencoderConfig, parameters: int):
         super().__init__()
-        self.config, self.parameters = config, parameters
+        self.register_buffer("centre", torch.zeros(parameters))
+        self.config, self.row = config, parameters
         self.size = math.ceil(parameters / MULTIPLE) * MULTIPLE
         c = config.channels
         short, half = self.size // 2 ** len(c), KERNEL // 2
@@ -111,11 +114,11 @@ class ConvAutoencoderModule(nn.Module):
 
     def encode(self, rows: Float[Tensor, "b p"]) -> Float[Tensor, "b z"]:
         """Latents of standardised rows."""
-        return self.encoder(F.pad(rows, (0, self.size - self.parameters))[:, None])
+        return self.encoder(F.pad(rows - self.centre, (0, self.size - self.row))[:, None])
 
     def decode(self, latents: Float[Tensor, "b z"]) -> Float[Tensor, "b p"]:
         """Standardised rows."""
-        return self.decoder(latents)[:, 0, : self.parameters]
+        return self.decoder(latents)[:, 0, : self.row] + self.centre
 
     def forward(
         self, rows: Float[Tensor, "b p"], row_noise: Float[Tensor, "b p"], latent_noise: Float[Tensor, "b z"]
@@ -174,6 +177,7 @@ class ConvAutoencoder(Pretrained):
         fitted = cls(config, preparation, train.header)
         fitted.module.reset(torch.Generator().manual_seed(optimisation.seed))
         rows, held_out = preparation.apply(train), preparation.apply(validation)
+        fitted.module.centre.copy_(rows.mean(0))
 
         def with_noise(some: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
             latent = torch.randn(len(some), config.latent, generator=generator)

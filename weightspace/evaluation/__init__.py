@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from weightspace.datasets import Dataset
-from weightspace.encoders import SANE, Predictor
+from weightspace.encoders import SANE, Autoencoder, Predictor
 from weightspace.errors import ConfigError
 from weightspace.evaluation.benchmark import benchmark, summary
 from weightspace.evaluation.distillation import distill, distillation, train_on_labels
@@ -62,7 +62,7 @@ def targets_of(zoo: Zoo) -> list[str]:
 
 
 def properties(
-    encoder: SANE | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
+    encoder: Autoencoder | Predictor, zoo: Zoo, targets: Sequence[str] | None = None, *, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Predict properties of models never seen, from the embedding and from simple representations.
 
@@ -115,7 +115,7 @@ def require_prompts(prompts: Zoo) -> None:
 
 def generation(
     generated: Zoo,
-    encoder: SANE,
+    encoder: Autoencoder,
     zoo: Zoo,
     data: Dataset,
     *,

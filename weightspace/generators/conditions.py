@@ -221,7 +221,7 @@ class TableConditioner(nn.Module):
         return cls([structure(column, Column) for column in data["columns"]])
 
 
-CONDITIONERS: dict[str, type] = {TableConditioner.name: TableConditioner}
+CONDITIONERS: dict[str, type[Conditioner]] = {TableConditioner.name: TableConditioner}
 """Conditioners that saved generators may have, by name."""
 
 

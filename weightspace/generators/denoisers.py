@@ -147,6 +147,12 @@ def draw_weights(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(part.bias)
 
 
+def _zero(*parts: nn.Module) -> None:
+    for part in parts:
+        for parameter in part.parameters():
+            nn.init.zeros_(parameter)
+
+
 class MLPModule(nn.Module):
     """The module of `MLPDenoiser`."""
 
@@ -166,8 +172,7 @@ class MLPModule(nn.Module):
     def reset(self, generator: torch.Generator) -> None:
         """Draw initial weights; the prediction starts at zero."""
         draw_weights(self, generator)
-        for part in (*self.films, self.leave, self.around):
-            nn.init.zeros_(part.weight)
+        _zero(*self.films, self.leave, self.around)
 
     def forward(
         self, noisy: Float[Tensor, "b *d"], time: Float[Tensor, " b"], condition: Float[Tensor, "b c"] | None = None
@@ -195,7 +200,7 @@ class ConvModule(nn.Module):
     def reset(self, generator: torch.Generator) -> None:
         """Draw initial weights; the prediction starts at zero."""
         draw_weights(self, generator)
-        nn.init.zeros_(self.convs[-1].weight)
+        _zero(self.convs[-1])
 
     def forward(
         self, noisy: Float[Tensor, "b *d"], time: Float[Tensor, " b"], condition: Float[Tensor, "b c"] | None = None
@@ -203,7 +208,8 @@ class ConvModule(nn.Module):
         """The prediction."""
         signal = self.signal(time, condition)[:, None]  # b 1 d
         h = noisy.flatten(1)[:, None]
-        count, passed = len(self.convs), []
+        count = len(self.convs)
+        passed: list[Tensor] = []
         for i, conv in enumerate(self.convs):
             if count - i < count / 2:
                 h = h + passed[count - i - 1]
@@ -235,8 +241,8 @@ class TransformerModule(nn.Module):
         """Draw initial weights; the prediction starts at zero and blocks as the identity."""
         draw_weights(self, generator)
         nn.init.normal_(self.positions, std=0.02, generator=generator)
-        for part in (*(block.film for block in self.blocks), self.film, self.leave, self.around):
-            nn.init.zeros_(part.weight)
+        films = [part.film for part in self.blocks.modules() if isinstance(part, AdaptiveBlock)]
+        _zero(*films, self.film, self.leave, self.around)
 
     def forward(
         self, noisy: Float[Tensor, "b t z"], time: Float[Tensor, " b"], condition: Float[Tensor, "b c"] | None = None

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cattrs
 import polars as pl
@@ -101,9 +101,10 @@ class DiffusionTraining(TrainingConfig):
 class ConditionedDenoiser(nn.Module):
     """A denoiser with the conditioner that is trained with it."""
 
-    def __init__(self, denoiser: nn.Module, conditioner: nn.Module | None):
+    def __init__(self, denoiser: nn.Module, conditioner: Conditioner | None):
         super().__init__()
-        self.denoiser, self.conditioner = denoiser, conditioner
+        self.denoiser = denoiser
+        self.conditioner = cast(nn.Module | None, conditioner)  # every conditioner is a module
 
     def condition(self, given: Tensor | None) -> Float[Tensor, "b c"] | None:
         """What the denoiser is told, of what is given to the conditioner."""
@@ -136,7 +137,8 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
         self.header: dict = json.loads(json.dumps(header))  # as a file gives it back
         """Header of the zoo that it was fitted on; with `fit`, how."""
         width = None if conditioner is None else conditioner.width
-        self.module = ConditionedDenoiser(config.denoiser.build(space.shape, width), conditioner)
+        self.denoiser = config.denoiser.build(space.shape, width)
+        self.module = ConditionedDenoiser(self.denoiser, conditioner)
 
     @classmethod
     def fit(
@@ -179,14 +181,15 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
         ['generated-0000', 'generated-0001', 'generated-0002']
         """
         config, space = config or DiffusionConfig(), space or Rows.fit(train)
-        columns = condition if not isinstance(condition, nn.Module) else ()
-        conditioner = TableConditioner.of(train.table, columns) if columns else None
-        if isinstance(condition, nn.Module):
+        conditioner: Conditioner | None = None
+        if isinstance(condition, Conditioner):
             conditioner = condition
+        elif condition:
+            conditioner = TableConditioner.of(train.table, condition)
         _check_activations(train, conditioner)
         fitted = cls(space, config, train.header | {"activations": _activations(train)}, conditioner)
         generator = torch.Generator().manual_seed(optimisation.seed)
-        fitted.module.denoiser.reset(generator)
+        fitted.denoiser.reset(generator)
         points, held_out = space.encode(train), space.encode(validation)
         given = None if conditioner is None else conditioner.given(train.table)
         held_given = None if conditioner is None else conditioner.given(validation.table)
@@ -253,7 +256,7 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
                 raise ConfigError("this generator was fitted without a condition, so nothing can be asked of it")
             with torch.no_grad():
                 told = self.module.condition(self.conditioner.asked(condition, n))
-        predict = guided(self.module.denoiser, told, guidance)
+        predict = guided(self.denoiser, told, guidance)
         return self.config.process.sample(predict, (n, *self.space.shape), generator, steps=steps)
 
     def sample(

@@ -40,8 +40,8 @@ from weightspace.zoo import Zoo, behaviour
 from weightspace.zoo.task_zoo import SPLIT, TaskRecipe
 from weightspace.zoo.tasks import TaskImages, tasks_of, with_class_orders
 
-COMPONENTS, FEATURES = 128, 64
-"""Principal components of weights, and of images."""
+FEATURES = 64
+"""Principal components of images."""
 
 
 def recipe_of(zoo: Zoo) -> TaskRecipe:
@@ -166,9 +166,8 @@ def fit_for_data(
         pixels = own.flatten(0, 1)
         features = ComponentFeatures.fit(pixels, min(FEATURES, *pixels.flatten(1).shape))
     if space is None:
-        most = min(COMPONENTS, len(train) - 1)
         # units that began alike are alike already
-        space = Components.fit(train, most, whiten=False, align=not common, seed=optimisation.seed)
+        space = Components.fit(train, whiten=False, align=not common, seed=optimisation.seed)
     config = config or for_data_config()
     anchor = prod(space.shape) if isinstance(config.denoiser, AnchoredDenoiser) else 0
     conditioner = DatasetConditioner(

@@ -36,8 +36,7 @@ from weightspace.networks import Layout
 from weightspace.training import TrainingConfig
 from weightspace.views.architecture import Architecture, architecture_of
 from weightspace.zoo import Zoo
-from weightspace.zoo.store import LOCATION
-from weightspace.zoo.writer import write_file
+from weightspace.zoo.writer import LOCATION, write_file
 
 SCALARS = 4
 """Time, ℓ* - ℓ, ℓ* and ℓ."""
@@ -297,10 +296,10 @@ class GPT(ModelHubMixin, library_name="weightspace", model_card_template=CARD):
 
         generator = torch.Generator().manual_seed(seed)
         drawn = self.config.process.sample(predict, tuple(rows.shape), generator, steps=steps)
-        table = starts.table.select(pl.col("^config\\..*$")).with_columns(
+        table = starts.table.select("model", pl.col("^config\\..*$")).with_columns(
+            pl.col("model").alias("start"),
             pl.Series("model", [f"generated-{i:04d}" for i in range(len(starts))]),
             pl.lit(0, pl.Int64).alias("step"),
-            starts.table["model"].alias("start"),
             pl.Series(f"asked.{self.config.metric}", asked.tolist()),
         )
         return Zoo.in_memory(drawn / self.scale, self.layout, table, starts.header)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from weightspace.encoders import SANE
+from weightspace.encoders import Autoencoder
 from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
@@ -85,7 +85,7 @@ class KDE:
     their number.
     """
 
-    def __init__(self, encoder: SANE, config: KDEConfig = KDEConfig()):
+    def __init__(self, encoder: Autoencoder, config: KDEConfig = KDEConfig()):
         self.encoder, self.config = encoder, config
 
     def fit(self, prompts: Zoo) -> "KDE":

@@ -27,6 +27,8 @@ from weightspace.zoo import Zoo
 Scale = Literal["tensor", "parameter"]
 AUTOENCODER = "autoencoder"
 """Folder of the autoencoder, beside the files of a generator of latents."""
+COMPONENTS = 128
+"""Principal components where none are asked for."""
 _FLOOR, _SHARE, _LEAST = 0.05, 0.95, 1e-3
 
 
@@ -170,11 +172,13 @@ class Components:
     """What each score is divided by."""
 
     @classmethod
-    def fit(cls, train: Zoo, k: int = 128, *, whiten: bool = True, align: bool = True, seed: int = 0) -> "Components":
+    def fit(
+        cls, train: Zoo, k: int | None = None, *, whiten: bool = True, align: bool = True, seed: int = 0
+    ) -> "Components":
         """Principal components of a training zoo.
 
         Args:
-            k: Components; at most one less than there are networks.
+            k: Components, fewer than there are networks; 128 when missing, or as many as there are.
             whiten: Divide each score by its own deviation, or else all by that of the first one.
             align: As of `Rows.fit`.
             seed: Order of the groups in alignment.
@@ -187,6 +191,7 @@ class Components:
         rows = Rows.fit(train, align=align, seed=seed)
         points = rows.encode(train)
         most = min(len(points) - 1, points.shape[1])
+        k = min(COMPONENTS, most) if k is None else k
         if not 1 <= k <= most:
             raise ConfigError(
                 f"{len(points)} networks of {points.shape[1]} parameters have 1 to {most} principal components, not {k}"
@@ -295,7 +300,7 @@ def space_to_files(space: Space, folder: Path) -> tuple[dict[str, Any], dict[str
 
     if isinstance(space, Rows):
         tensors = {name: getattr(space, name) for name in ("reference", "mean", "std", "variance")}
-        content = {"kind": "rows", "layout": space.layout.to_json()}
+        content: dict[str, Any] = {"kind": "rows", "layout": space.layout.to_json()}
     elif isinstance(space, Components):
         tensors = {name: getattr(space, name) for name in ("components", "mean", "std")}
         rows, inner = space_to_files(space.rows, folder)

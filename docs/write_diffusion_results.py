@@ -1,0 +1,568 @@
+"""Diffusion generators beside everything simple, on an aligned MNIST zoo: docs/results/diffusion.md.
+
+python docs/write_diffusion_results.py ZOOS RUN [STAGE ...]: about an hour on one core, a quarter of it for the zoo,
+which is trained into the folder ZOOS where it is missing, as by
+
+    weightspace zoo train ZOOS/mnist-mlp --recipe mnist-mlp --models 3600 --side 14 --train-limit 5000 --epochs 10
+    --checkpoints 0 1 2 3 5 10 --batch-size 50 --learning-rate 0.002 0.002 --weight-decay 1e-4 1e-4 --dropout 0 0
+    --train-fraction 1.0 --init kaiming_uniform --activation relu
+
+Fitted generators, samples and tables stay in the folder RUN, so that an interrupted run goes on. Stages: sources,
+prompts, memory, pdiff, page; all of them when none is named. Images come from the folder of the variable
+WEIGHTSPACE_DATA. Sizes and steps were chosen by validation networks and images; test images and held-out runs are used
+once. One seed.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import matplotlib as mpl
+import polars as pl
+import torch
+from matplotlib import pyplot as plt
+
+from weightspace import datasets
+from weightspace.datasets import Dataset
+from weightspace.demo import machine
+from weightspace.encoders import SANE, ConvAutoencoderConfig, ConvAutoencoderTraining, TrainingConfig
+from weightspace.encoders.preparation import aligned_rows
+from weightspace.evaluation import novelty
+from weightspace.evaluation.generation import evaluate_generation
+from weightspace.generators import (
+    DDPM,
+    GPT,
+    KDE,
+    Components,
+    ConvDenoiser,
+    Diffusion,
+    DiffusionConfig,
+    DiffusionTraining,
+    GPTConfig,
+    GPTTraining,
+    Latents,
+    MLPDenoiser,
+    Rows,
+    TransformerDenoiser,
+    baselines,
+    load,
+    pdiff,
+)
+from weightspace.generators.spaces import Space
+from weightspace.zoo import Zoo, behaviour
+from weightspace.zoo import open as open_zoo
+from weightspace.zoo.recipes import by_name
+from weightspace.zoo.train import train as train_zoo
+
+RESULTS = Path(__file__).parent / "results"
+RECIPE = by_name(
+    "mnist-mlp", models=3600, side=14, train_limit=5000, epochs=10, checkpoints=(0, 1, 2, 3, 5, 10), batch_size=50,
+    learning_rate=(0.002, 0.002), weight_decay=(1e-4, 1e-4), dropout=(0.0, 0.0), train_fraction=(1.0,),
+    init=("kaiming_uniform",), activation=("relu",),
+)  # fmt: skip
+TRAINED, HELD = 1000, 300
+"""Runs that generators see; runs of validation, and as many held out."""
+RUNS = (100, 300, 1000, 3000)
+DRAWN, IMAGES, SEED = 100, 2000, 0
+"""Networks a source; test images that they are judged by."""
+LOSS, ACCURACY = "metric.validation_loss", "metric.validation_accuracy"
+SMALL = MLPDenoiser(width=384, depth=2)
+BASE = DiffusionConfig(denoiser=SMALL, average=0.99)
+STEPS = DiffusionTraining(epochs=12, accelerator="cpu")
+FEWER = DiffusionTraining(epochs=6, accelerator="cpu")
+"""For the study of memory: the same number of steps for every number of runs."""
+CONV = ConvAutoencoderConfig(channels=(8, 16, 32, 32, 8), latent=64)
+CONV_STEPS = ConvAutoencoderTraining(epochs=6, accelerator="cpu")
+DENOISER = ConvDenoiser(channels=(1, 8, 16, 32, 64, 32, 16, 8, 1))
+SIGMAS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0)
+
+
+# ---- The zoo and its parts
+
+
+def networks(zoos: Path) -> tuple[Zoo, Dataset]:
+    """The zoo, trained if it is not there, and its images with fewer test images."""
+    folder = zoos / "mnist-mlp"
+    zoo = open_zoo(folder) if folder.is_dir() else train_zoo(folder, RECIPE)
+    data = datasets.load(RECIPE.data, train_limit=RECIPE.train_limit, seed=RECIPE.seed, side=RECIPE.side)
+    return zoo, replace(data, test_images=data.test_images[:IMAGES], test_labels=data.test_labels[:IMAGES])
+
+
+def part(zoo: Zoo, first: int, last: int) -> Zoo:
+    """All checkpoints of some runs; seeds are in no order, so that these are random runs."""
+    return zoo.where(pl.col("model").is_in(sorted(zoo.models)[first:last]))
+
+
+def split(zoo: Zoo, trained: int = TRAINED) -> tuple[Zoo, Zoo, Zoo]:
+    """Runs to train on, runs to choose by, runs that nothing sees before the end."""
+    count = len(zoo.models)
+    return part(zoo, 0, trained), part(zoo, count - 2 * HELD, count - HELD), part(zoo, count - HELD, count)
+
+
+def kept(folder: Path, make: Callable[[], Zoo]) -> Zoo:
+    """A zoo from its folder if it is there."""
+    return open_zoo(folder) if folder.is_dir() else make().save(folder)
+
+
+def fitted(
+    folder: Path, train: Zoo, validation: Zoo, space: Callable[[], Space], config: DiffusionConfig,
+    optimisation: TrainingConfig = STEPS, condition: Sequence[str] = (),
+) -> Diffusion:  # fmt: skip
+    """A diffusion from its folder if it is there."""
+    if (folder / "config.json").is_file():
+        return Diffusion.from_pretrained(folder)
+    return Diffusion.fit(
+        train, validation=validation, space=space(), config=config, optimisation=optimisation, condition=condition,
+        folder=folder,
+    )  # fmt: skip
+
+
+# ---- 1. Sources
+
+
+def sources(zoo: Zoo, data: Dataset, run: Path) -> None:
+    """Every generator and every baseline, measured alike."""
+    everything, validation, heldout = split(zoo)
+    train, chosen = everything.last(), validation.last()
+    rows = Rows.fit(train)
+
+    def align(some: Zoo) -> torch.Tensor:
+        return aligned_rows(some, rows.reference)
+
+    aligned = train.with_weights(align(train))
+    models, drawn = run / "models", run / "sources"
+    sane_folder = models / "sane"
+
+    def sane() -> SANE:
+        if (sane_folder / "config.json").is_file():
+            return SANE.load(sane_folder)
+        optimisation = TrainingConfig(epochs=10, batch_size=32, accelerator="cpu")
+        return SANE.fit(train, validation=chosen, optimisation=optimisation, folder=sane_folder)
+
+    def components(k: int) -> Space:
+        return Components.fit(train, k)
+
+    def ddpm(**changes: object) -> DiffusionConfig:
+        return replace(BASE, process=DDPM(**changes))  # type: ignore[arg-type]
+
+    tokens = TransformerDenoiser(width=96, depth=3)
+    plans: dict[str, tuple[Callable[[], Space], DiffusionConfig]] = {
+        "flow, rows": (lambda: rows, BASE),
+        "flow, 256 components": (lambda: components(256), BASE),
+        "DDPM, rows": (lambda: rows, ddpm()),
+        "DDPM, 256 components": (lambda: components(256), ddpm()),
+        "flow, SANE latents": (lambda: Latents.fit(train, sane()), replace(BASE, denoiser=tokens)),
+    }
+    generated: dict[str, Zoo] = {}
+    for name, (space, config) in plans.items():
+        folder = name.replace(", ", "-").replace(" ", "-")
+
+        def draw(folder=folder, space=space, config=config) -> Zoo:
+            return fitted(models / folder, train, chosen, space, config).sample(DRAWN, seed=SEED)
+
+        generated[name] = kept(drawn / folder, draw)
+    generated["p-diff"] = kept(
+        drawn / "p-diff",
+        lambda: pdiff.fit(
+            train, validation=chosen, autoencoder=CONV, denoiser=DENOISER, autoencoder_training=CONV_STEPS,
+            optimisation=DiffusionTraining(epochs=20, batch_size=50, learning_rate=1e-3, accelerator="cpu"),
+            folder=models / "p-diff",
+        ).sample(DRAWN, steps=200, seed=SEED),
+    )  # fmt: skip
+    generated["KDE, SANE latents"] = kept(drawn / "kde", lambda: KDE(sane()).fit(train).sample(DRAWN, seed=SEED))
+    generator = torch.Generator().manual_seed(SEED)
+    some = heldout.last().take(range(DRAWN))
+    simple = {
+        "random initialisation": baselines.random_initialisation(train, DRAWN, generator),
+        "one epoch of training": heldout.where(pl.col("step") == 1).take(range(DRAWN)),
+        **{f"noise {sigma}": baselines.noise(aligned, DRAWN, generator, sigma=sigma) for sigma in SIGMAS},
+        "interpolation": baselines.interpolation(aligned, DRAWN, generator),
+        "interpolation, not aligned": baselines.interpolation(train, DRAWN, generator),
+        **{f"average of {k}": baselines.average(aligned, DRAWN, generator, k=k) for k in (2, 4, 16)},
+        "average of all": baselines.average(aligned, 1, generator, k=None),
+        "average of 16, not aligned": baselines.average(train, DRAWN, generator, k=16),
+        "Gaussian": baselines.diagonal_gaussian(aligned, DRAWN, generator),
+        "Gaussian, not aligned": baselines.diagonal_gaussian(train, DRAWN, generator),
+        **{f"Gaussian of {k} components": component_gaussian(train, k, generator) for k in (64, 256)},
+        "reconstruction, 256 components": reconstructed(components(256), some),
+        "reconstruction, SANE": reconstructed(Latents.fit(train, sane()), some),
+    }
+    tables = evaluate_generation(
+        {**generated, **simple}, data, training=train, heldout=heldout.last(), align=align, epochs=[0, 1],
+        fine_tune=[*generated, "random initialisation", "Gaussian", "average of 16"], seed=SEED,
+    )  # fmt: skip
+    tables.save(run / "tables")
+
+
+def component_gaussian(train: Zoo, k: int, generator: torch.Generator) -> Zoo:
+    """A Gaussian with the zoo's mean and its first principal components."""
+    space = Components.fit(train, k)
+    return like(space.decode(torch.randn(DRAWN, k, generator=generator)), train)
+
+
+def reconstructed(space: Space, zoo: Zoo) -> Zoo:
+    """Networks that no generator has seen, there and back: what a space can hold at most."""
+    return zoo.with_weights(space.decode(space.encode(zoo)))
+
+
+def like(rows: torch.Tensor, train: Zoo) -> Zoo:
+    """Rows as networks of their own."""
+    table = pl.DataFrame({"model": [f"made-{i:04d}" for i in range(len(rows))], "step": [0] * len(rows)})
+    return Zoo.in_memory(rows, train.layout, table, train.header).with_columns(**{"config.activation": "relu"})
+
+
+# ---- 2. Prompts
+
+
+def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
+    """Networks of a loss that is asked for: a conditional flow, G.pt from held-out starts, and retrieval."""
+    train, validation, heldout = split(zoo)
+    after = [part.where(pl.col("step") > 0) for part in (train, validation)]
+    models = run / "models"
+    asked = torch.linspace(0.30, 1.0, 15).repeat_interleave(8)
+
+    def space() -> Space:
+        return Components.fit(after[0].take(range(0, len(after[0]), 3)), 256)
+
+    flow = fitted(models / "flow-conditional", *after, space, BASE, condition=(LOSS,))
+    found = {"flow, guidance 1": flow.sample(len(asked), condition={LOSS: asked}, seed=SEED)}
+    found["flow, guidance 2"] = flow.sample(len(asked), condition={LOSS: asked}, guidance=2.0, seed=SEED)
+    folder = models / "gpt"
+    if (folder / "config.json").is_file():
+        gpt = load(folder)
+    else:
+        gpt = GPT.fit(
+            train, validation=validation, config=GPTConfig(width=128, depth=3), folder=folder,
+            optimisation=GPTTraining(epochs=12, accelerator="cpu"),
+        )  # fmt: skip
+    starts = heldout.where(pl.col("step") == 0).take([i % HELD for i in range(len(asked))])
+
+    def measure(some: Zoo) -> list[float]:
+        return behaviour.metrics(some, data.validation_images, data.validation_labels)[0].tolist()
+
+    rounds = gpt.recursive(starts, asked.tolist(), 2, measure, seed=SEED)
+    found |= {"G.pt": rounds[0], "G.pt, twice": rounds[1]}
+    known = torch.tensor(after[0].table[LOSS].to_list())
+    found["nearest zoo model"] = after[0].take((known - asked[:, None]).abs().argmin(1).tolist())
+    rows = []
+    for name, made in found.items():
+        loss, accuracy = behaviour.metrics(made, data.test_images, data.test_labels)
+        rows += [
+            {"source": name, "asked": a, "loss": x, "accuracy": y}
+            for a, x, y in zip(asked.tolist(), loss.tolist(), accuracy.tolist(), strict=True)
+        ]
+    pl.DataFrame(rows).write_csv(run / "prompts.csv")
+
+
+# ---- 4. Memory
+
+
+def memory(zoo: Zoo, data: Dataset, run: Path) -> None:
+    """The same training on more and more runs: when samples stop being copies, and what they are then."""
+    rows = []
+    heldout = split(zoo)[2]
+    for runs in RUNS:
+        train = split(zoo, runs)[0].last()
+        reference = Rows.fit(train)
+
+        def align(some: Zoo, reference=reference) -> torch.Tensor:
+            return aligned_rows(some, reference.reference)
+
+        sources = {}
+        spaces: dict[str, Callable[[], Space]] = {
+            "rows": lambda reference=reference: reference,
+            "64 components": lambda train=train: Components.fit(train, 64),
+        }
+        for name, space in spaces.items():
+            folder = f"memory-{runs}-{name.replace(' ', '-')}"
+
+            def draw(folder=folder, train=train, space=space) -> Zoo:
+                # training networks choose the epoch, which is the last one or near it: nothing stops early
+                some = train.take(range(100))
+                return fitted(run / "models" / folder, train, some, space, BASE, FEWER).sample(DRAWN, seed=SEED)
+
+            sources[f"flow, {name}"] = kept(run / "sources" / folder, draw)
+        sources["average of 16"] = baselines.average(
+            train.with_weights(align(train)), DRAWN, torch.Generator().manual_seed(SEED), k=16
+        )
+        tables = evaluate_generation(
+            sources, data, training=train, heldout=heldout.last(), align=align, epochs=[0], seed=SEED
+        )
+        joined = tables.novelty.join(tables.generation.select("source", "accuracy_mean", "accuracy_std"), on="source")
+        rows.append(joined.with_columns(pl.lit(runs).alias("runs")))
+        pl.concat(rows).write_csv(run / "memory.csv")
+
+
+# ---- p-diff's own setting
+
+
+def subset(zoo: Zoo, data: Dataset, run: Path) -> None:
+    """The last layer of one network, kept at each of 300 steps: p-diff beside average, Gaussian and noise."""
+    best = split(zoo)[0].last().best(1 / TRAINED, ACCURACY)
+    layer = pdiff.Subset(best, ("fc2",))
+    checkpoints = pdiff.consecutive_checkpoints(layer, data, seed=SEED)
+    held = [i for i in range(len(checkpoints)) if i % 5 == 0]
+    train = checkpoints.take([i for i in range(len(checkpoints)) if i % 5])
+    validation = checkpoints.take(held)
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = kept(
+        run / "sources" / "p-diff-subset",
+        lambda: pdiff.fit(
+            train, validation=validation, autoencoder=replace(CONV, align=False, latent=32), denoiser=DENOISER,
+            autoencoder_training=replace(CONV_STEPS, epochs=12),
+            optimisation=DiffusionTraining(epochs=20, batch_size=50, learning_rate=1e-3, accelerator="cpu"),
+            folder=run / "models" / "p-diff-subset",
+        ).sample(DRAWN, steps=200, seed=SEED),
+    )  # fmt: skip
+    found = {
+        "checkpoints": train, "other checkpoints of the run": validation, "p-diff": drawn,
+        "average of all": baselines.average(train, 1, generator, k=None),
+        "average of 16": baselines.average(train, DRAWN, generator, k=16),
+        "Gaussian": baselines.diagonal_gaussian(train, DRAWN, generator),
+        **{f"noise {sigma}": baselines.noise(train, DRAWN, generator, sigma=sigma) for sigma in (0.1, 0.3, 1.0)},
+    }  # fmt: skip
+    other = split(zoo)[2].last()
+    rows, wrong, own = [], {}, torch.arange(len(train))
+    for name, some in {**{name: layer.insert(zoo) for name, zoo in found.items()}, "independent runs": other}.items():
+        wrong[name] = behaviour.logits(some, data.test_images).argmax(2) != data.test_labels
+    scale = novelty.usual_distance(train.weights(), own)
+    for name, errors in wrong.items():
+        accuracy = 1 - errors.float().mean(1)
+        same = (own, own) if name == "checkpoints" else None
+        near = None
+        if name in found:
+            near = float((novelty.nearest(found[name].weights(), train.weights(), same)[0] / scale).median())
+        rows.append(
+            {
+                "source": name, "n": len(errors), "accuracy": float(accuracy.mean()), "best": float(accuracy.max()),
+                "IoU among them": novelty.pair_iou(errors, torch.arange(len(errors)))[0],
+                "max IoU": float(novelty.max_iou(errors, wrong["checkpoints"], same).median()), "d/τ": near,
+            }
+        )  # fmt: skip
+    pl.DataFrame(rows, infer_schema_length=None).write_csv(run / "pdiff.csv")
+
+
+# ---- The page
+
+
+def table(frame: pl.DataFrame) -> str:
+    """A Markdown table with three decimals."""
+    lines = [" | ".join(frame.columns), " | ".join("---:" if t.is_numeric() else ":---" for t in frame.dtypes)]
+    for row in frame.rows():
+        lines.append(" | ".join("" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def overview(run: Path) -> pl.DataFrame:
+    """One row a source: what the whole protocol says of it."""
+    generation, novel, together = (
+        pl.read_csv(run / "tables" / f"{name}.csv") for name in ("generation", "novelty", "ensembles")
+    )
+    first = generation.filter(pl.col("epoch") == 0).select(
+        "source", "n", accuracy="accuracy_mean", sd="accuracy_std", best="accuracy_max"
+    )
+    later = generation.filter(pl.col("epoch") == 1).select("source", **{"after an epoch": "accuracy_mean"})
+    most = together.filter(pl.col("members") == pl.col("members").max().over("source"))
+    return (
+        first.join(later, on="source", how="left", maintain_order="left")
+        .join(most.select("source", ensemble="accuracy"), on="source", how="left", maintain_order="left")
+        .join(
+            novel.select(
+                "source", "z_u", "max_iou", "pair_iou", "sd_ratio", "verdict",
+                **{"d/τ": "distance_ratio_50", "N&P .5": "nap_50", "N&P .75": "nap_75", "N&P 1": "nap_100"},
+            ),
+            on="source", how="left", maintain_order="left",
+        )
+        .rename({"z_u": "Z_U", "max_iou": "maxIoU", "pair_iou": "IoU among them", "sd_ratio": "sd"})
+        .select(pl.all().exclude("verdict"), "verdict")
+    )  # fmt: skip
+
+
+def r2(asked: pl.Series, found: pl.Series) -> float:
+    """Prompt alignment: the share of the variance of what was asked for that what came explains."""
+    return 1 - float(((asked - found) ** 2).mean()) / float(asked.var(ddof=0))  # type: ignore[arg-type]
+
+
+def alignment(prompted: pl.DataFrame) -> pl.DataFrame:
+    """R² of each source, and the loss at the lowest and at the highest prompt."""
+    rows = []
+    for name in prompted["source"].unique(maintain_order=True):
+        some = prompted.filter(pl.col("source") == name)
+        ends = [some.filter(pl.col("asked") == some["asked"].sort()[place])["loss"].mean() for place in (0, -1)]
+        rows.append(
+            {"source": name, "R²": r2(some["asked"], some["loss"]),
+             "loss where lowest is asked": ends[0], "where highest": ends[1],
+             "mean accuracy": some["accuracy"].mean()}
+        )  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+def figures(run: Path, there: set[str]) -> None:
+    """Accuracy against distance beside the ensemble curve; asked against obtained; what comes of more runs."""
+    mpl.rcParams["svg.hashsalt"] = "weightspace"  # the same file for the same numbers
+    if "sources" in there:
+        measured, curves = (pl.read_csv(run / "tables" / f"{name}.csv") for name in ("networks", "ensembles"))
+        measured = measured.filter(pl.col("epoch") == 0)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
+        middle = measured.group_by("source").agg(pl.col("accuracy", "distance_ratio").median())
+        noise = middle.filter(pl.col("source").str.starts_with("noise")).sort("distance_ratio")
+        left.plot(noise["distance_ratio"], noise["accuracy"], color="0.6", label="noise")
+        shown = [
+            s for s in measured["source"].unique(maintain_order=True) if s.startswith(("flow", "DDPM", "p-diff", "KDE"))
+        ]
+        for i, name in enumerate([*shown, "average of 16", "Gaussian", "held-out"]):
+            some = measured.filter(pl.col("source") == name)
+            left.scatter(some["distance_ratio"], some["accuracy"], s=8, color=f"C{i}", label=name, alpha=0.6)
+            curve = curves.filter(pl.col("source") == name)
+            right.plot(curve["members"], curve["accuracy"], color=f"C{i}", marker=".")
+        left.set(xlabel="distance to the nearest training network, d / τ", ylabel="test accuracy")
+        right.set(xlabel="members", ylabel="test accuracy of the ensemble", xscale="log")
+        left.legend(fontsize=7)
+        saved(figure, "diffusion_distance.svg")
+    if "prompts" in there:
+        prompted = pl.read_csv(run / "prompts.csv")
+        names = prompted["source"].unique(maintain_order=True).to_list()
+        figure, axes = plt.subplots(1, len(names), figsize=(2.8 * len(names), 3), sharex=True, sharey=True)
+        for axis, name in zip(axes, names, strict=True):
+            some = prompted.filter(pl.col("source") == name)
+            axis.plot([0.3, 1], [0.3, 1], color="0.7")
+            axis.scatter(some["asked"], some["loss"].clip(upper_bound=2.5), s=6)
+            axis.set(title=name, xlabel="loss asked for")
+        axes[0].set(ylabel="test loss obtained")
+        saved(figure, "diffusion_prompts.svg")
+    if "memory" in there:
+        by_runs = pl.read_csv(run / "memory.csv")
+        figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
+        for axis, column in zip(axes, ("distance_ratio_50", "z_u", "accuracy_mean"), strict=True):
+            for name in by_runs["source"].unique(maintain_order=True):
+                some = by_runs.filter(pl.col("source") == name).sort("runs")
+                axis.plot(some["runs"], some[column], marker=".", label=name)
+            axis.set(xscale="log", xlabel="training runs", ylabel=column)
+        axes[0].legend(fontsize=7)
+        saved(figure, "diffusion_memory.svg")
+
+
+def saved(figure: plt.Figure, name: str) -> None:
+    """An SVG without a date in it."""
+    figure.tight_layout()
+    figure.savefig(RESULTS / name, metadata={"Date": None})
+    plt.close(figure)
+
+
+PAGE = """# Diffusion generators
+
+`python docs/write_diffusion_results.py ZOOS RUN` on {cores} cores of {processor}, {system}, Python {python}, torch
+{torch}; one thread, one seed. {networks} MLPs 196-14-10 ({parameters} parameters) on MNIST at 14x14, 5000 training
+images, ten epochs of Adam, of one configuration: they differ in initial weights and order of images alone. Generators
+see the last checkpoints of {trained} runs; {held} other runs choose epochs, {held} are held out. Everything is judged
+by {images} test images; {drawn} networks a source. Sizes were chosen on validation networks and images, in few trials;
+all generators have small networks and short trainings, as a processor allows.
+"""
+SECTIONS = {
+    "sources": """
+## Generators beside everything simple
+
+d/τ: median distance to the nearest training network over the usual one between these. Z_U: far below 0 copies, far
+above 0 too far. sd: spread over that of the zoo. N&P: share of networks that are novel (d > .5, .75, 1 τ) and as good
+as the 95 % best held-out runs. Ensemble: of 50, or of all if there are fewer. Averages, noise, Gaussians and
+interpolations mix aligned networks, where nothing else is said. Reconstructions are of held-out runs: what a space can
+hold. [diffusion_sources.csv](diffusion_sources.csv)
+
+{sources}
+
+![Accuracy against distance, and ensembles](diffusion_distance.svg)
+
+Ensembles by number of members: [diffusion_ensembles.csv](diffusion_ensembles.csv)
+""",
+    "prompts": """
+## Asking for a loss
+
+Fifteen losses from 0.30 to 1.00, eight networks each. The flow in 256 principal components learned the checkpoints of
+epochs 1 to 10 with their validation loss as condition; G.pt pairs of all checkpoints, and starts here from untrained
+networks of held-out runs; twice prompts it again from what came out. The nearest zoo model is the training checkpoint
+with the validation loss closest to the prompt. R² is of the test loss obtained against the loss asked for.
+[diffusion_prompts.csv](diffusion_prompts.csv)
+
+{prompts}
+
+![Loss asked for and obtained](diffusion_prompts.svg)
+""",
+    "memory": """
+## Memory and the number of training runs
+
+The same {steps} steps of a flow for every number of runs; training networks choose the epoch, so that nothing stops
+early. [diffusion_memory.csv](diffusion_memory.csv)
+
+{memory}
+
+![Distance, copying statistic and accuracy](diffusion_memory.svg)
+""",
+    "pdiff": """
+## p-diff in its own setting
+
+The best training network, its last layer (150 of its parameters) trained on for 300 steps and kept at each; every fifth
+checkpoint chooses epochs. Autoencoder and denoiser have an eighth of the published channels. All rows but the last are
+whole networks with this layer. [diffusion_pdiff.csv](diffusion_pdiff.csv)
+
+{pdiff}
+""",
+}
+
+
+def page(zoo: Zoo, run: Path) -> None:
+    """Write what is there: tables, figures, text."""
+    files = {"sources": "tables/novelty.csv", "prompts": "prompts.csv", "memory": "memory.csv", "pdiff": "pdiff.csv"}
+    there = {name for name, file in files.items() if (run / file).is_file()}
+    facts = {**machine(), "torch": version("torch"), "networks": len(zoo.models), "parameters": zoo.layout.parameters}
+    facts |= {"trained": TRAINED, "held": HELD, "images": IMAGES, "drawn": DRAWN}
+    facts |= {"steps": FEWER.epochs * BASE.epoch_steps}
+    if "sources" in there:
+        found = overview(run)
+        found.write_csv(RESULTS / "diffusion_sources.csv")
+        pl.read_csv(run / "tables/ensembles.csv").write_csv(RESULTS / "diffusion_ensembles.csv")
+        facts["sources"] = table(found)
+    if "prompts" in there:
+        prompted = pl.read_csv(run / "prompts.csv")
+        prompted.write_csv(RESULTS / "diffusion_prompts.csv")
+        facts["prompts"] = table(alignment(prompted))
+    if "memory" in there:
+        by_runs = pl.read_csv(run / "memory.csv")
+        by_runs.write_csv(RESULTS / "diffusion_memory.csv")
+        columns = [
+            "runs",
+            "source",
+            "accuracy_mean",
+            "distance_ratio_50",
+            "z_u",
+            "sd_ratio",
+            "max_iou",
+            "nap_50",
+            "verdict",
+        ]
+        facts["memory"] = table(by_runs.select(columns))
+    if "pdiff" in there:
+        beside = pl.read_csv(run / "pdiff.csv")
+        beside.write_csv(RESULTS / "diffusion_pdiff.csv")
+        facts["pdiff"] = table(beside)
+    figures(run, there)
+    text = PAGE + "".join(section for name, section in SECTIONS.items() if name in there)
+    (RESULTS / "diffusion.md").write_text(text.format(**facts))
+
+
+def main(zoos: Path, run: Path, stages: Sequence[str]) -> None:
+    """Run the stages, then write the page."""
+    torch.set_num_threads(1)
+    zoo, data = networks(zoos)
+    work = {"sources": sources, "prompts": prompts, "memory": memory, "pdiff": subset}
+    files = {"sources": "tables/novelty.csv", "prompts": "prompts.csv", "memory": "memory.csv", "pdiff": "pdiff.csv"}
+    for name, stage in work.items():
+        if name in stages and not (run / files[name]).is_file():
+            stage(zoo, data, run)
+    if "page" in stages:
+        page(zoo, run)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] or ("sources", "prompts", "memory", "pdiff", "page"))
