@@ -16,7 +16,7 @@ from weightspace.zoo import Zoo
 from weightspace.zoo.task_zoo import fine_tune_on_tasks
 from weightspace.zoo.tasks import DATASET, TaskImages
 
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 """Grid for the training after generation, the same for every source."""
 
 
