@@ -69,8 +69,9 @@ All tasks of USPS (20, for choices) and of KMNIST (20, for the test) are held ou
 
 Every source makes networks from the {train} training images of each class. After that it is trained for one epoch on
 them, with a learning rate from {rates} that was chosen on its own networks for validation
-tasks. Accuracy is that on {test} test images of each class, mean and deviation over tasks. `best of {candidates}` are chosen on validation images,
-{validation} of each class; `diffusion` is the mean over {drawn} draws without any choice.
+tasks. Accuracy is that on {test} test images of each class, mean and deviation over tasks. `best of
+{candidates}` are chosen on validation images, {validation} of each class; `diffusion` is the mean over {drawn} draws
+without any choice.
 
 ## Unseen tasks of known data sets
 
@@ -347,7 +348,8 @@ def main(run: Path, root: Path) -> None:
         **machine(), torch=version("torch"), minutes=(process_time() - begun) / 60, networks=len(final),
         parameters=final.layout.parameters, epochs=RECIPE.epochs, train=RECIPE.train_images, seen=len(train),
         test=RECIPE.test_images, validation=RECIPE.validation_images, candidates=CANDIDATES, drawn=DRAWN,
-        rates=", ".join(map(str, LEARNING_RATES)), tasks=shown(results, "unseen tasks"), data=shown(results, "unseen data set"),
+        rates=", ".join(map(str, LEARNING_RATES)), tasks=shown(results, "unseen tasks"),
+        data=shown(results, "unseen data set"),
         sets=table(by_data_set(results)), choices=table(compared), variants=table(other),
         sizes=table(sizes.pivot("tasks seen", index=["setting", "source"])),
         starts=table(starts(run, root, images, kinds["64 components"])),

@@ -150,6 +150,13 @@ def test_alignment_finds_the_data_set_of_a_network(zoo, images, features):
     assert history[-1]["validation_loss"] < math.log(6) - 0.3  # of six data sets
 
 
+def test_features_that_do_not_vary_are_not_blown_up(images):
+    """Border pixels of digits are constant; those of another data set are not."""
+    found = ComponentFeatures.fit(images.train.flatten(0, 1), 64)
+    moved = images.train.flatten(0, 1).roll(1, dims=3)
+    assert found(images.train.flatten(0, 1)).abs().max() < 50 and found(moved).abs().max() < 300
+
+
 def test_convolutional_features_tell_classes_apart(images):
     short = TrainingConfig(epochs=4, batch_size=50, learning_rate=1e-2, accelerator="cpu")
     found = ConvolutionalFeatures.fit(images.train, images.validation, 16, optimisation=short)

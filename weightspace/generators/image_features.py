@@ -25,6 +25,8 @@ from weightspace.training import TrainingConfig
 
 Features = Callable[[Tensor], Tensor]
 """`images [n, c, h, w] -> [n, f]`."""
+LEAST = 0.01
+"""Of the largest deviation: features that hardly vary in training images are not blown up in others."""
 _AT_ONCE = 2048
 
 
@@ -53,7 +55,8 @@ class _Scaled(nn.Module):
         self.std.fill_(1.0)
         values = self(images)
         self.mean.copy_(values.mean(0))
-        self.std.copy_(values.std(0).clamp(min=1e-6))
+        spread = values.std(0)
+        self.std.copy_(spread.clamp(min=LEAST * float(spread.max())))
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
