@@ -220,7 +220,7 @@ def some_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
         )
     new = torch.full((data.classes,), -1)
     new[wanted] = torch.arange(len(wanted))
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for part in ("train", "validation", "test"):
         labels = new[getattr(data, f"{part}_labels")]
         parts |= {f"{part}_images": getattr(data, f"{part}_images")[labels >= 0]}

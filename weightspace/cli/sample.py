@@ -67,7 +67,7 @@ def sample(
         generator = Diffusion.from_pretrained(fitted)
         data = task_images(generator, for_data, data_root, seed=data_seed, classes=classes)
         drawn = sample_for_data(generator, data, n, candidates=candidates, guidance=guidance, steps=steps, seed=seed)
-        accuracy = drawn.table["metric.validation_accuracy"].mean()
+        accuracy = drawn.table["metric.validation_accuracy"].to_numpy().mean()
         said = f"{n} networks, right about {accuracy:.3f} of the validation images of {data.name}"
     elif method_of(fitted) is None:
         train, _, _ = _required(zoo, fitted).finite().split(split_seed)

@@ -348,7 +348,8 @@ def align_with_weights(
             yield points[chosen], given[chosen]
 
     def loss(module: nn.Module, pair: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        return {"loss": alignment_loss(*module(*pair), temperature)}
+        weights, data = module(*pair)
+        return {"loss": alignment_loss(weights, data, temperature)}
 
     def in_order(generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         yield held_out, held_given

@@ -187,7 +187,7 @@ class TaskImages:
         >>> images.data(Task("digits", (3, 5))).train_labels.bincount()
         tensor([50, 50])
         """
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for part in PARTS:
             places, labels = self.places([task], part)
             parts |= {
@@ -250,9 +250,9 @@ def with_class_orders(zoo: Zoo, orders: int, generator: torch.Generator) -> Zoo:
         classes = [
             " ".join(str(task.classes[j]) for j in some) for task, some in zip(tasks, order.tolist(), strict=True)
         ]
-        columns = {CLASSES: pl.Series(classes), "config.class_order": pl.lit(copy)}
+        table = zoo.table.drop("layout", "shard", "row")
         if copy:
-            columns["model"] = zoo.table["model"] + f"-order-{copy}"
-        tables.append(zoo.table.drop("layout", "shard", "row").with_columns(**columns))
+            table = table.with_columns(model=pl.col("model") + f"-order-{copy}")
+        tables.append(table.with_columns(pl.Series(CLASSES, classes), pl.lit(copy).alias("config.class_order")))
         made.append(new)
     return Zoo.in_memory(torch.cat(made), zoo.layout, pl.concat(tables), zoo.header)
