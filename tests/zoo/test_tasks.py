@@ -64,6 +64,16 @@ def test_images_of_a_task_are_the_first_of_its_classes(images):
     assert torch.equal(class_images(chosen, "train", 50).flatten(0, 1), task.train_images)
 
 
+def test_real_data_sets_meet_in_one_shape(image_data):
+    images = TaskImages.load(["usps", "emnist_letters"], image_data, train=60, validation=40, test=100)
+    assert images.counts == {"usps": 10, "emnist_letters": 26} and images.train.shape == (36, 60, 1, 14, 14)
+    letters = images.data(Task("emnist_letters", (0, 25, 12)))
+    assert len(letters.test_labels) == 300 and letters.image_shape == (1, 14, 14)
+    # each data set is standardised by itself
+    for part in (images.train[:10], images.train[10:]):
+        assert abs(float(part.mean())) < 0.1 and abs(float(part.std()) - 1) < 0.1
+
+
 def test_the_table_says_what_the_weights_do(zoo, images):
     network, final = networks.from_json(zoo.header["network"]), zoo.last()
     assert zoo.table["step"].to_list() == [0, 2] * 26
