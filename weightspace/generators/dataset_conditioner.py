@@ -46,9 +46,9 @@ _DRAW = 77  # stream of the examples
 class DatasetEncoderConfig:
     """Sizes of the encoder of data sets.
 
-    >>> DatasetEncoderConfig(sets="sum")
+    >>> DatasetEncoderConfig(width=5)
     Traceback (most recent call last):
-    weightspace.errors.UnknownName: unknown set encoder 'sum'; (known: attention, moments)
+    weightspace.errors.ConfigError: width 5 must be a multiple of the 2 heads
     """
 
     sets: SetEncoder = "moments"

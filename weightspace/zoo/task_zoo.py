@@ -45,7 +45,7 @@ SPLIT = "config.split"
 class TaskRecipe:
     """A meta-zoo: which tasks, and how the networks on them are trained.
 
-    >>> TaskRecipe(data=("digits",), tasks=3).classes
+    >>> TaskRecipe(data=("digits",), tasks=(3,)).classes
     4
     """
 
