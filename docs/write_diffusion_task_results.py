@@ -224,6 +224,12 @@ def subset(train: Zoo, size: int) -> Zoo:
     return train.take(order.sort().values.numpy())
 
 
+def choosing(setting: str) -> pl.Expr:
+    """The networks of a meta-zoo without the validation tasks of the other setting."""
+    usps = pl.col(DATASET) == "usps"
+    return ~usps if setting == "unseen tasks" else (pl.col(SPLIT) != "validation") | usps
+
+
 def variants(run: Path, zoo: Zoo, images: TaskImages, known_tasks: Zoo, new_data: Zoo) -> pl.DataFrame:
     """Other encoders of data sets, other denoisers."""
     train = zoo.last().where(pl.col(SPLIT) == "train")
@@ -248,7 +254,7 @@ def variants(run: Path, zoo: Zoo, images: TaskImages, known_tasks: Zoo, new_data
     rows = []
     for name, options in kinds.items():
         options = {"encoder": DatasetEncoderConfig(examples=100), "penalty": 1e-2} | options
-        make = partial(fit_for_data, zoo, images, optimisation=short, **options)
+        make = partial(fit_for_data, zoo.where(choosing("unseen tasks")), images, optimisation=short, **options)
         generator, seconds = fitted(run, f"variant {name}", lambda folder, make=make: make(folder=folder))
         row: dict[str, object] = {"variant": name, "seconds": seconds}
         for kind, some in zip(SETTINGS, (known_tasks, new_data), strict=True):
@@ -311,9 +317,9 @@ def main(run: Path, root: Path) -> None:
             "penalty": float(ridge["setting"]),
             "soup": int(soups.sort(setting, descending=True)["setting"][0]),
         }
-        generator, _ = fitted(
-            run, setting, lambda folder, o=options: fit_for_data(zoo, images, optimisation=TRAINING, folder=folder, **o)
-        )
+        own_zoo = zoo.where(choosing(setting))
+        make = partial(fit_for_data, own_zoo, images, optimisation=TRAINING, **options)
+        generator, _ = fitted(run, setting, lambda folder, make=make: make(folder=folder))
         of = partial(sources, train, start, images, chosen, generator)
         found = evaluate_on_tasks(of(tests[setting]), images, tuning=of(tuning[setting]))
         measured.append(found.select(pl.lit(setting).alias("setting"), pl.all()))
@@ -322,7 +328,7 @@ def main(run: Path, root: Path) -> None:
             some = subset(train, size)
             known = class_means(images, tasks_of(some), chosen["features"])
             wanted = class_means(images, tasks, chosen["features"])
-            smaller = zoo.where(pl.col("model").is_in(some.models) | (pl.col(SPLIT) != "train"))
+            smaller = own_zoo.where(pl.col("model").is_in(some.models) | (pl.col(SPLIT) != "train"))
             make = partial(fit_for_data, smaller, images, optimisation=replace(TRAINING, epochs=5), **options)
             less, _ = fitted(run, f"{setting} {size}", lambda folder, make=make: make(folder=folder))
             made = {
