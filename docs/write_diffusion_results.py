@@ -199,7 +199,7 @@ def sources(zoo: Zoo, data: Dataset, run: Path) -> None:
 def component_gaussian(train: Zoo, k: int, generator: torch.Generator) -> Zoo:
     """A Gaussian with the zoo's mean and its first principal components."""
     space = Components.fit(train, k)
-    return like(space.decode(torch.randn(DRAWN, k, generator=generator)), train)
+    return like(space.decode(torch.randn(DRAWN, *space.shape, generator=generator)), train)
 
 
 def reconstructed(space: Space, zoo: Zoo) -> Zoo:
@@ -280,7 +280,7 @@ def memory(zoo: Zoo, data: Dataset, run: Path) -> None:
 
             def draw(folder=folder, train=train, space=space) -> Zoo:
                 # training networks choose the epoch, which is the last one or near it: nothing stops early
-                some = train.take(range(100))
+                some = train.take(range(min(RUNS)))
                 return fitted(run / "models" / folder, train, some, space, BASE, FEWER).sample(DRAWN, seed=SEED)
 
             sources[f"flow, {name}"] = kept(run / "sources" / folder, draw)
