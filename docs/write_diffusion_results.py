@@ -375,7 +375,7 @@ def overview(run: Path) -> pl.DataFrame:
             ),
             on="source", how="left", maintain_order="left",
         )
-        .rename({"z_u": "Z_U", "max_iou": "maxIoU", "pair_iou": "IoU among them", "sd_ratio": "sd"})
+        .rename({"z_u": "Z_U", "max_iou": "maxIoU", "pair_iou": "IoU among them", "sd_ratio": "spread"})
         .select(pl.all().exclude("verdict"), "verdict")
     )  # fmt: skip
 
@@ -465,7 +465,7 @@ SECTIONS = {
 ## Generators beside everything simple
 
 d/τ: median distance to the nearest training network over the usual one between these. Z_U: far below 0 copies, far
-above 0 too far. sd: spread over that of the zoo. N&P: share of networks that are novel (d > .5, .75, 1 τ) and as good
+above 0 too far. spread: over that of the zoo. N&P: share of networks that are novel (d > .5, .75, 1 τ) and as good
 as the 95 % best held-out runs. Ensemble: of 50, or of all if there are fewer. Averages, noise, Gaussians and
 interpolations mix aligned networks, where nothing else is said. Reconstructions are of held-out runs: what a space can
 hold. [diffusion_sources.csv](diffusion_sources.csv)
