@@ -321,6 +321,15 @@ def test_what_cannot_be_fitted_or_drawn_is_refused(digits_zoo):
     assert "10 independent runs" in fitted.warnings[0]
 
 
+def test_networks_of_several_activations_are_asked_for_by_activation(digits_zoo):
+    last = digits_zoo.last()
+    fitted = Diffusion.fit(last, validation=last, condition=("config.activation",), config=TINY, optimisation=BRIEF)
+    made = fitted.sample(4, condition={"config.activation": ["tanh", "relu"] * 2}, steps=2)
+    assert made.table["config.activation"].to_list() == ["tanh", "relu"] * 2
+    with pytest.raises(ConfigError, match="nobody could tell them apart"):
+        fitted.sample(4, steps=2)
+
+
 def test_many_runs_raise_no_warning(conditional):
     assert conditional.warnings == []
 

@@ -283,13 +283,19 @@ class Diffusion(ModelHubMixin, library_name="weightspace", model_card_template=C
             ConfigError: n or steps are impossible, a condition is incomplete, or there is guidance without one.
             UnknownName: The generator was not fitted with such a condition.
         """
+        activations = self.header.get("activations", [])
+        if len(activations) > 1 and condition is None:
+            raise ConfigError(
+                f"networks of {', '.join(activations)} would come mixed, and nobody could tell them apart: ask for one "
+                f"with the condition {ACTIVATION!r}"
+            )
         generator = torch.Generator().manual_seed(seed)
         points = self.points(n, condition=condition, steps=steps, guidance=guidance, generator=generator)
         with torch.no_grad():
             rows = self.space.decode(points)
         columns: dict[str, Any] = {"model": [f"generated-{i:04d}" for i in range(n)], "step": [0] * n}
-        if len(found := self.header.get("activations", [])) == 1:
-            columns[ACTIVATION] = found * n
+        if len(activations) == 1:
+            columns[ACTIVATION] = activations * n
         if isinstance(self.conditioner, TableConditioner) and condition is not None:
             columns |= {f"asked.{name}": values for name, values in self.conditioner.values(condition, n).items()}
             if f"asked.{ACTIVATION}" in columns:
