@@ -11,6 +11,7 @@ import hashlib
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -198,6 +199,33 @@ def load(
         test_images=_standardised(test_images, mean, std),
         test_labels=torch.from_numpy(test_labels),
     )
+
+
+def some_classes(data: Dataset, classes: Sequence[int]) -> Dataset:
+    """The images of some classes; label i stands for the i-th of these classes, in the order given.
+
+    Standardisation stays that of the whole data set, and so does the order of the images.
+
+    Raises:
+        DatasetError: There are fewer than two classes, one twice, or one that the data set lacks.
+
+    >>> some_classes(load("digits"), (7, 1)).classes
+    2
+    """
+    known, wanted = set(range(data.classes)), list(classes)
+    if len(wanted) < 2 or len(set(wanted)) < len(wanted) or not known.issuperset(wanted):
+        raise DatasetError(
+            f"a task needs at least two different classes among 0 to {data.classes - 1} of data set {data.name!r}, "
+            f"got {wanted}"
+        )
+    new = torch.full((data.classes,), -1)
+    new[wanted] = torch.arange(len(wanted))
+    parts: dict[str, Tensor] = {}
+    for part in ("train", "validation", "test"):
+        labels = new[getattr(data, f"{part}_labels")]
+        parts |= {f"{part}_images": getattr(data, f"{part}_images")[labels >= 0]}
+        parts |= {f"{part}_labels": labels[labels >= 0]}
+    return Dataset(name=f"{data.name} {' '.join(map(str, wanted))}", classes=len(wanted), **parts)
 
 
 def load_pixels(

@@ -126,7 +126,13 @@ def test_every_page_is_in_a_table_of_contents():
 
 def test_readme_lists_every_command():
     text = (ROOT / "README.md").read_text()
-    nested = {"zoo": cli.ZOO_COMMANDS, "align": cli.ALIGN_COMMANDS, "manifold": cli.MANIFOLD_COMMANDS}
+    nested = {
+        "zoo": cli.ZOO_COMMANDS,
+        "align": cli.ALIGN_COMMANDS,
+        "manifold": cli.MANIFOLD_COMMANDS,
+        "diffusion": cli.DIFFUSION_COMMANDS,
+        "tasks": cli.TASK_COMMANDS,
+    }
     for command in [*cli.COMMANDS, *(f"{app} {command}" for app, commands in nested.items() for command in commands)]:
         assert f"`weightspace {command}" in text
 

@@ -19,7 +19,7 @@ from weightspace.errors import WeightspaceError
 
 COMMANDS = {
     "demo": ("weightspace.cli.demo:demo", "Run everything on scikit-learn's digits: train, learn, predict, generate."),
-    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo; `fit manifold` is `manifold fit`."),
+    "fit": ("weightspace.cli.encode:fit", "Train an encoder on a zoo, or with `fit diffusion` a generator."),
     "embed": ("weightspace.cli.encode:embed", "Write the embeddings of a zoo's checkpoints."),
     "predict": ("weightspace.cli.evaluate:predict", "Predict properties of unseen networks from their weights."),
     "benchmark": ("weightspace.cli.benchmark:benchmark", "Compare encoders on zoos: same splits, same targets."),
@@ -58,17 +58,24 @@ MANIFOLD_COMMANDS = {
     "fit": ("weightspace.cli.manifold:fit", "Train a hypernetwork on images; its samples are networks."),
     "sample": ("weightspace.cli.manifold:sample", "Draw networks from it."),
 }
+DIFFUSION_COMMANDS = {
+    "fit": ("weightspace.cli.diffusion:fit", "Train a diffusion or flow on a zoo; `sample` draws networks from it."),
+    "gpt": ("weightspace.cli.diffusion:gpt", "Train G.pt: from a checkpoint to one with the loss that is asked for."),
+}
+TASK_COMMANDS = {
+    "train": ("weightspace.cli.tasks:train", "Train a meta-zoo: many networks, each on some classes of a data set."),
+    "fit": ("weightspace.cli.tasks:fit", "Learn from a meta-zoo which networks data sets have."),
+}
 USER_ERROR, INTERRUPTED, UNREAD = 2, 130, 141
 """Exit codes; the last one when the reader of a pipe has gone, as of a program that the signal ends."""
 SPELLINGS: dict[tuple[str, ...], list[str]] = {
     ("fit", "manifold"): ["manifold", "fit"],
     ("evaluate", "novelty"): ["novelty"],
     ("evaluate", "transfer"): ["transfer"],
+    ("fit", "diffusion"): ["diffusion", "fit"],
+    ("fit", "gpt"): ["diffusion", "gpt"],
 }
 """Other ways to begin a command: every method can be fitted by `fit METHOD`, whatever it learns from."""
-USER_ERROR, INTERRUPTED = 2, 130
-"""Exit codes."""
-
 app = App(
     name="weightspace",
     help="Learn from populations of neural networks: train zoos, embed weights, read properties, generate networks.",
@@ -89,13 +96,19 @@ align_app = App(name="align", help="Bring networks into one order of hidden unit
 manifold_app = App(
     name="manifold", help="Generate networks without a zoo: a hypernetwork learned from images.", sort_key=4.5
 )
-for _nested in (zoo_app, align_app, manifold_app):
+diffusion_app = App(
+    name="diffusion", help="Generate networks from a zoo: diffusion, flow matching, G.pt.", sort_key=4.6
+)
+tasks_app = App(name="tasks", help="Learn from many tasks to generate networks for data sets never seen.", sort_key=4.7)
+for _nested in (zoo_app, align_app, manifold_app, diffusion_app, tasks_app):
     app.command(_nested)
 _APPS = (
     (app, COMMANDS),
     (zoo_app, ZOO_COMMANDS),
     (align_app, ALIGN_COMMANDS),
     (manifold_app, MANIFOLD_COMMANDS),
+    (diffusion_app, DIFFUSION_COMMANDS),
+    (tasks_app, TASK_COMMANDS),
 )
 for _app, _commands in _APPS:
     for _order, (_name, (_path, _help)) in enumerate(_commands.items()):

@@ -11,7 +11,6 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from weightspace import encoders
-from weightspace.encoders import TrainingConfig
 from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
@@ -73,20 +72,19 @@ def fit(
     if method not in encoders.names():
         raise unknown_name("encoder", method, encoders.names())
     given = {name: value for name, value in asdict(optimisation).items() if value is not None}
+    options: dict = {"optimisation": replace(encoders.default_training(method), **given)}
     whole = [open_zoo(folder) for folder in (zoo, *zoos)]
     finite = [some.finite() for some in whole]
     train, validation, _ = zip(*(some.split(split_seed) for some in finite), strict=True)
     if method in encoders.autoencoders():
         if target:
             raise ConfigError(f"{method} is an autoencoder and learns from weights alone; leave --target out")
-        options: dict = {"optimisation": TrainingConfig(**given)}
         options |= {} if size is None else {"config": encoders.published_size(method, size)}
         options |= {} if align is None else {"align": align}
         encoders.fit(method, train, validation=validation, folder=out, **options)
     else:
         if zoos or size is not None or align is not None:
             raise ConfigError(f"{method} is no autoencoder; give one zoo, and leave --size and --align out")
-        options = {"optimisation": replace(encoders.by_name(method).optimisation, **given)}
         options |= {"targets": target} if target else {}
         encoders.fit(method, *train, validation=validation[0], folder=out, **options)
     Console().print(

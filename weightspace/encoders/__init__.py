@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from weightspace.encoders.autoencoder import Autoencoder
+from weightspace.encoders.conv_autoencoder import ConvAutoencoder, ConvAutoencoderConfig, ConvAutoencoderTraining
 from weightspace.encoders.deepsets import DeepSets, DeepSetsAny, DeepSetsConfig
 from weightspace.encoders.dng import DNG, DNGConfig
 from weightspace.encoders.dws import DWS, DWSConfig
@@ -46,6 +47,9 @@ __all__ = [
     "Autoencoder",
     "BidirectionalScaleGMN",
     "ChunkSet",
+    "ConvAutoencoder",
+    "ConvAutoencoderConfig",
+    "ConvAutoencoderTraining",
     "DNGConfig",
     "DWSConfig",
     "DeepSets",
@@ -81,6 +85,7 @@ __all__ = [
     "WeightEncoder",
     "autoencoders",
     "by_name",
+    "default_training",
     "fit",
     "load",
     "load_autoencoder",
@@ -89,8 +94,8 @@ __all__ = [
     "weight_encoders",
 ]
 
-_AUTOENCODERS: dict[str, type[SANE] | type[HyperRepresentation]] = {
-    encoder.name: encoder for encoder in (HyperRepresentation, SANE)
+_AUTOENCODERS: dict[str, type[SANE] | type[HyperRepresentation] | type[ConvAutoencoder]] = {
+    encoder.name: encoder for encoder in (ConvAutoencoder, HyperRepresentation, SANE)
 }
 _WEIGHT_ENCODERS: tuple[type[WeightEncoder], ...] = (
     BidirectionalScaleGMN,
@@ -131,12 +136,12 @@ def autoencoders() -> list[str]:
     """Names of the methods that learn from weights alone and can decode.
 
     >>> autoencoders()
-    ['hyper-representation', 'sane']
+    ['conv-autoencoder', 'hyper-representation', 'sane']
     """
     return sorted(_AUTOENCODERS)
 
 
-def published_size(method: str, name: str) -> SANEConfig | HyperRepresentationConfig:
+def published_size(method: str, name: str) -> SANEConfig | HyperRepresentationConfig | ConvAutoencoderConfig:
     """The configuration of an autoencoder in a published size.
 
     Raises:
@@ -148,6 +153,21 @@ def published_size(method: str, name: str) -> SANEConfig | HyperRepresentationCo
     if method not in _AUTOENCODERS:
         raise unknown_name("autoencoder", method, _AUTOENCODERS)
     return _AUTOENCODERS[method].published(name)
+
+
+def default_training(method: str) -> TrainingConfig:
+    """How a method is trained where nothing else is said.
+
+    Raises:
+        UnknownName: There is no such method.
+
+    >>> default_training("conv-autoencoder").batch_size
+    50
+    """
+    methods: dict[str, type[Autoencoder] | type[WeightEncoder]] = {**_AUTOENCODERS, **_BY_NAME}
+    if method not in methods:
+        raise unknown_name("encoder", method, names())
+    return methods[method].optimisation
 
 
 def weight_encoders() -> tuple[type[WeightEncoder], ...]:

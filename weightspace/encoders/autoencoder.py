@@ -28,6 +28,8 @@ class Autoencoder(Pretrained):
 
     title: ClassVar[str]
     """What it is called in tables."""
+    optimisation: ClassVar[TrainingConfig] = TrainingConfig()
+    """How it is trained where the caller says nothing else."""
 
     @abstractmethod
     def latents(self, zoo: Zoo) -> Float[Tensor, "m t z"]:

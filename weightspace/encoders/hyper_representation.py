@@ -287,7 +287,7 @@ class HyperRepresentation(Autoencoder):
             LayoutError: The zoo does not say what its networks compute and they are no plain chain, or layouts differ.
         """
         config = config or HyperRepresentationConfig()
-        optimisation = optimisation or TrainingConfig()
+        optimisation = optimisation or cls.optimisation
         sides = [[zoos] if isinstance(zoos, Zoo) else zoos for zoos in (train, validation)]
         preparation = prepared(sides[:1], seed=optimisation.seed, align=align)[0]
         layout, header = preparation.layout, sides[0][0].header

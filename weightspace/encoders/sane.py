@@ -225,7 +225,7 @@ class SANE(Autoencoder):
         zoos, held_out = of_one_layout(train), of_one_layout(validation)
         layouts = [some[0].layout for some in zoos]
         config = config or (small(*layouts) if len(layouts) == 1 else several(layouts))
-        optimisation = optimisation or TrainingConfig()
+        optimisation = optimisation or cls.optimisation
         sane = cls(config, prepared(zoos, config.scale, optimisation.seed, align=align), _joined_header(zoos))
         sane.module.reset(torch.Generator().manual_seed(optimisation.seed))
         sides = [sane._sides(some, images, optimisation.batch_size) for some in (zoos, held_out)]

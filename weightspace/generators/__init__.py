@@ -1,11 +1,19 @@
 """Generators: latents or noise to networks, one file a method; and the simple baselines beside them."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
-from weightspace.errors import unknown_name
+from weightspace.errors import WeightspaceError, unknown_name
 from weightspace.generators.batch_norm import conditioned, has_running_statistics
+from weightspace.generators.conditions import Conditioner, TableConditioner
+from weightspace.generators.dataset_conditioner import DatasetConditioner, DatasetEncoderConfig
+from weightspace.generators.denoisers import ConvDenoiser, MLPDenoiser, TransformerDenoiser
+from weightspace.generators.denoising import DDPM, Flow
+from weightspace.generators.diffusion import Diffusion, DiffusionConfig, DiffusionTraining
+from weightspace.generators.for_data import fit_for_data, sample_for_data
 from weightspace.generators.gaussian import Gaussian, GaussianConfig
+from weightspace.generators.gpt import GPT, GPTConfig, GPTTraining
 from weightspace.generators.head import with_head
 from weightspace.generators.hypergan import AdversarialConfig
 from weightspace.generators.hypernetwork import HypernetworkConfig
@@ -15,14 +23,31 @@ from weightspace.generators.latent_gan import LatentGAN, LatentGANConfig
 from weightspace.generators.latent_sampler import LatentSampler
 from weightspace.generators.manifold import Manifold, ManifoldConfig, ManifoldTraining
 from weightspace.generators.neighbourhood import Neighbourhood, NeighbourhoodConfig
+from weightspace.generators.pretrained import method_of
+from weightspace.generators.rpg import PermutationState, RecurrentDenoiser
 from weightspace.generators.selection import Selected, SelectionConfig
+from weightspace.generators.spaces import Components, Latents, Rows
 from weightspace.generators.targeted import Region, Targeted
+from weightspace.generators.token_space import Tokens
 from weightspace.generators.uniform import Uniform, UniformConfig
 from weightspace.generators.warm_start import WarmStart
 
 __all__ = [
+    "DDPM",
+    "GPT",
     "KDE",
     "AdversarialConfig",
+    "Components",
+    "Conditioner",
+    "ConvDenoiser",
+    "DatasetConditioner",
+    "DatasetEncoderConfig",
+    "Diffusion",
+    "DiffusionConfig",
+    "DiffusionTraining",
+    "Flow",
+    "GPTConfig",
+    "GPTTraining",
     "Gaussian",
     "GaussianConfig",
     "HypernetworkConfig",
@@ -32,22 +57,33 @@ __all__ = [
     "LatentGAN",
     "LatentGANConfig",
     "LatentSampler",
+    "Latents",
+    "MLPDenoiser",
     "Manifold",
     "ManifoldConfig",
     "ManifoldTraining",
     "Neighbourhood",
     "NeighbourhoodConfig",
+    "PermutationState",
+    "RecurrentDenoiser",
     "Region",
+    "Rows",
     "Selected",
     "SelectionConfig",
+    "TableConditioner",
     "Targeted",
+    "Tokens",
+    "TransformerDenoiser",
     "Uniform",
     "UniformConfig",
     "WarmStart",
     "conditioned",
+    "fit_for_data",
     "has_running_statistics",
     "latent_sampler",
     "latent_samplers",
+    "load",
+    "sample_for_data",
     "sampler_config",
     "with_head",
 ]
@@ -97,3 +133,22 @@ def sampler_config(name: str, **given: Any) -> Any:
         if setting not in known:
             raise unknown_name(f"setting of the sampler {name!r}", setting, known)
     return kind(**wanted)
+
+
+_FITTED: dict[str, type[Manifold] | type[Diffusion] | type[GPT]] = {
+    method.name: method for method in (Manifold, Diffusion, GPT)
+}
+
+
+def load(folder: Path | str) -> Manifold | Diffusion | GPT:
+    """The fitted generator in a folder, whatever its method.
+
+    Raises:
+        WeightspaceError: There is none, or it cannot be read.
+    """
+    method = method_of(Path(folder))
+    if method is None:
+        raise WeightspaceError(f"{folder} holds no fitted generator; make one with `weightspace fit`")
+    if method not in _FITTED:
+        raise unknown_name("generator", method, _FITTED)
+    return _FITTED[method].from_pretrained(folder)

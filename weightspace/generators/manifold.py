@@ -23,8 +23,7 @@ import polars as pl
 import torch
 from huggingface_hub import ModelHubMixin
 from jaxtyping import Float, Int64
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
@@ -38,7 +37,17 @@ from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_dist
 from weightspace.generators.gauge import RUNNING, Gauge, Order
 from weightspace.generators.hypergan import AdversarialConfig, Adversary, code_shape, pretrain_mixer
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
-from weightspace.generators.pretrained import CARD, CONFIG, FORMAT, FORMAT_VERSION, MODEL, provenance, read_config
+from weightspace.generators.pretrained import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    FORMAT_VERSION,
+    MODEL,
+    fill,
+    provenance,
+    read_config,
+    read_tensors,
+)
 from weightspace.generators.warm_start import WarmStart
 from weightspace.networks import SIREN, Classifier, Network
 from weightspace.networks.population import as_classifier
@@ -386,19 +395,10 @@ class Manifold(ModelHubMixin, library_name="weightspace", model_card_template=CA
         folder = local_folder(pretrained_model_name_or_path, [CONFIG, MODEL], **options)
         content = read_config(folder / CONFIG, cls.name)
         config = structure(content["config"], ManifoldConfig)
-        try:
-            tensors = load_file(folder / MODEL)
-        except (OSError, SafetensorError) as error:
-            raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the generator again") from error
+        tensors = read_tensors(folder)
         network = networks.from_json(content["header"]["network"])
         if isinstance(network, SIREN):
             raise WeightspaceError(f"{folder} was made for a SIREN, which is no classifier; fit the generator again")
         fitted = cls(network, config, content["header"], tensors.pop("calibration", None))
-        try:
-            fitted.module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
-        except RuntimeError as error:
-            raise WeightspaceError(
-                f"{folder / MODEL} does not fit the sizes in {CONFIG} ({error}); fit the generator again"
-            ) from error
-        fitted.module.eval()
+        fill(fitted.module, tensors, folder)
         return fitted

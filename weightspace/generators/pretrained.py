@@ -7,6 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from weightspace.datasets import Dataset
 from weightspace.errors import WeightspaceError
@@ -19,8 +22,45 @@ CARD = """---
 ---
 
 A generator of neural networks, fitted with weightspace; `config.json` says by which method, for which network, on which
-data and how. Read it with `weightspace.generators.Manifold.from_pretrained(folder)`.
+data and how. Read it with `weightspace.generators.load(folder)`.
 """
+
+
+def method_of(folder: Path) -> str | None:
+    """Name of the method of the fitted generator in a folder; `None` if it holds none."""
+    try:
+        content = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError):
+        return None
+    known = isinstance(content, dict) and content.get("format") == FORMAT
+    return str(content.get("method")) if known else None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything in the safetensors file of a fitted generator.
+
+    Raises:
+        WeightspaceError: It is missing or damaged.
+    """
+    try:
+        return load_file(folder / MODEL)
+    except (OSError, SafetensorError) as error:
+        raise WeightspaceError(f"cannot read the weights in {folder}: {error}; fit the generator again") from error
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Load the tensors `module.*` of a fitted generator, and set the module to evaluation.
+
+    Raises:
+        WeightspaceError: They are not those of the module.
+    """
+    try:
+        module.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
+    except RuntimeError as error:
+        raise WeightspaceError(
+            f"{folder / MODEL} does not fit the sizes in {CONFIG} ({error}); fit the generator again"
+        ) from error
+    module.eval()
 
 
 def read_config(path: Path, method: str) -> dict:

@@ -4,7 +4,7 @@ Every network has its own learning rate, weight decay, dropout, training subset 
 its own seed alone (`streams`), so a network does not depend on those it trains beside. A network whose loss or weights
 become infinite stops where it was last finite; the others never notice.
 
-Axes: m network, p parameter, b image in a batch, n image, k class.
+Axes: m network, p parameter, b image in a batch, n image, i image of one network's own, k class.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -29,6 +29,7 @@ __all__ = [
     "INITIALISATIONS",
     "Hyperparameters",
     "initial_rows",
+    "own_metrics",
     "population_logits",
     "population_metrics",
     "subset_sizes",
@@ -94,6 +95,40 @@ def population_metrics(
     return (torch.cat(losses) * share).sum(1), (torch.cat(hits) * share).sum(1).clamp(0, 1)
 
 
+@torch.no_grad()
+def own_metrics(
+    network: Network,
+    rows: Float[Tensor, "m p"],
+    images: Float[Tensor, "n c h w"],
+    places: Int64[Tensor, "m i"],
+    labels: Int64[Tensor, "m i"],
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Mean cross-entropy (nats) and accuracy (share) of every network on images of its own.
+
+    Args:
+        places: Which of the images are each network's.
+        labels: What the network should say of them.
+
+    Raises:
+        DatasetError: The images have another shape than the network's.
+
+    >>> from weightspace.networks import MLP
+    >>> images, places = torch.zeros(4, 1, 8, 8), torch.tensor([[0, 3]])
+    >>> own_metrics(MLP(), torch.zeros(1, 1060), images, places, torch.tensor([[0, 5]]))[1]
+    tensor([0.5000])
+    """
+    module = as_classifier(network, images).build().to(rows.device).eval()
+    layout = Layout.of(module)
+    forward = vmap(lambda state, x: functional_call(module, state, (x,)))
+    losses, hits = [], []
+    for some, place, truth in zip(rows.split(_MODELS), places.split(_MODELS), labels.split(_MODELS), strict=True):
+        state = layout.unflatten(some)
+        logits = torch.cat([forward(state, images[part]) for part in place.split(_IMAGES, dim=1)], dim=1)
+        losses.append(F.cross_entropy(logits.movedim(2, 1), truth, reduction="none").mean(1))
+        hits.append((logits.argmax(2) == truth).float().mean(1))
+    return torch.cat(losses), torch.cat(hits)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
     """What each network of a population is trained with; tensors `[m]`.
@@ -148,13 +183,14 @@ def train_population(
     rows: Float[Tensor, "m p"],
     hyperparameters: Hyperparameters,
     images: Float[Tensor, "n c h w"],
-    labels: Int64[Tensor, " n"],
+    labels: Int64[Tensor, " n"] | Int64[Tensor, "m i"],
     *,
     epochs: int,
     batch_size: int,
     optimiser: OptimiserName = "adam",
     schedule: Schedule = "constant",
     checkpoints: Collection[int] | None = None,
+    places: Int64[Tensor, "m i"] | None = None,
     compile: bool = False,
 ) -> Iterator[tuple[int, Float[Tensor, "m p"], Float[Tensor, " m"]]]:
     """Train a population and yield it at its checkpoints.
@@ -166,6 +202,8 @@ def train_population(
     Args:
         rows: Weights to start from; not changed.
         checkpoints: Epochs to yield, 0 is before training; all of them when missing.
+        places: Which of the images are each network's own, where they do not all learn the same; an epoch is a pass
+            over these, and `labels` says for each network what it should say of them.
         compile: Run each step as one compiled program, with CUDA graphs on a GPU. The same numbers up to rounding.
 
     Yields:
@@ -176,19 +214,20 @@ def train_population(
         UnknownName: There is no such optimiser or schedule.
         DatasetError: The images have another shape than the network's.
     """
-    if not 1 <= batch_size <= len(images):
-        raise ConfigError(f"batch_size must lie between 1 and the {len(images)} training images, got {batch_size}")
+    count = len(images) if places is None else places.shape[1]
+    if not 1 <= batch_size <= count:
+        raise ConfigError(f"batch_size must lie between 1 and the {count} training images, got {batch_size}")
     network = as_classifier(network, images)
     module = network.build().to(rows.device).eval()
     layout = Layout.of(module)
     h = hyperparameters
-    steps_per_epoch = len(images) // batch_size
+    steps_per_epoch = count // batch_size
     state = h.optimiser(optimiser, rows, schedule=schedule, steps=epochs * steps_per_epoch)
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
     step = _population_step(module, layout, state, batch_size, compiled=compile)
     take = compiled_step(step, state) if compile else step
-    sizes = subset_sizes(h.train_fraction, len(images), network.classes)
-    subset = streams.permutation(h.seeds, _SUBSET, len(images))
+    sizes = subset_sizes(h.train_fraction, count, network.classes)
+    subset = streams.permutation(h.seeds, _SUBSET, count)
 
     def wanted(epoch: int) -> bool:
         return checkpoints is None or epoch in checkpoints
@@ -196,10 +235,13 @@ def train_population(
     if wanted(0):
         yield 0, state.rows.clone(), state.diverged[:, 0].float()
     for epoch in range(1, epochs + 1):
-        order = subset.gather(1, streams.permutation(h.seeds, _ORDER + epoch, len(images)) % sizes[:, None])
+        order = subset.gather(1, streams.permutation(h.seeds, _ORDER + epoch, count) % sizes[:, None])
         for batch in order[:, : steps_per_epoch * batch_size].split(batch_size, dim=1):
             masks = _dropout_masks(h, keep_shapes, batch_size, state.steps_done + 1)
-            state.take(take, masks, images[batch], labels[batch])
+            if places is None:
+                state.take(take, masks, images[batch], labels[batch])
+            else:
+                state.take(take, masks, images[places.gather(1, batch)], labels.gather(1, batch))
         if wanted(epoch):
             yield epoch, state.rows.clone(), state.diverged[:, 0].float()
 
