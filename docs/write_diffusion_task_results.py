@@ -1,8 +1,8 @@
 """Networks for tasks and data sets never seen: docs/results/diffusion_tasks.md, its CSVs and figure.
 
 python docs/write_diffusion_task_results.py RUN ROOT: about fifteen minutes on one thread. ROOT has the folders mnist,
-fashion_mnist and kmnist_test and the files of EMNIST letters, USPS and CIFAR-10. Meta-zoos and fitted generators stay
-in the folder RUN, so that an interrupted run goes on.
+fashion_mnist and kmnist_test and the files of EMNIST letters, USPS and CIFAR-10. Meta-zoos, fitted generators
+and measurements stay in the folder RUN, so that an interrupted run goes on.
 
 What is chosen (features, penalties, how many networks are averaged, learning rates) is chosen on validation tasks of
 the known data sets for unseen tasks of these, and on USPS, which no training task is cut from, for unseen data sets.
@@ -12,10 +12,9 @@ Test tasks and KMNIST are measured once.
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from time import process_time
 
 import matplotlib
 import polars as pl
@@ -55,11 +54,13 @@ SETTINGS = {
     "unseen tasks": {"penalty": 1e-2, "encoder": DatasetEncoderConfig(examples=100)},
     "unseen data set": {"penalty": 1.0, "encoder": DatasetEncoderConfig(examples=50)},
 }
+SIZED = ("nearest task", "ridge regression", "diffusion")
+SIZE_COLUMNS = ["setting", "source", "tasks seen", "accuracy"]
 TOKEN = 128
 PAGE = """# Networks for tasks and data sets never seen
 
 `python docs/write_diffusion_task_results.py RUN ROOT` on {cores} cores of {processor}, {system}, Python {python}, torch
-{torch}; one thread, seed 0, {minutes:.0f} minutes of processor time for what this run did itself. A row a network:
+{torch}; one thread, seed 0. A row a network:
 [diffusion_tasks.csv](diffusion_tasks.csv); summary: [diffusion_tasks_summary.csv](diffusion_tasks_summary.csv).
 
 {networks} networks, MLPs 196-14-4 with {parameters} parameters from one common start, each trained for {epochs} epochs
@@ -83,13 +84,15 @@ By data set, as made (epoch 0):
 
 ## An unseen data set: KMNIST
 
-Choices on USPS.
+Choices on USPS. The nearest tasks were measured a second time, after they had got features of their own choice;
+everything else once.
 
 {data}
 
 ## What was chosen
 
-Accuracy as made on validation images: of validation tasks of the known data sets, and of USPS.
+Accuracy as made on validation images: of validation tasks of the known data sets, and of USPS. The setting is the
+penalty, or how many networks are averaged; each source has the features that are best for it.
 
 {choices}
 
@@ -158,26 +161,57 @@ def fitted(run: Path, name: str, make: Callable[[Path], Diffusion]) -> tuple[Dif
     return generator, generator.header["fit"]["seconds"]
 
 
-def sources(train: Zoo, start: Zoo, images: TaskImages, chosen: dict, generator: Diffusion, zoo: Zoo) -> dict[str, Zoo]:
-    """Networks of all sources for the tasks of a zoo, which has the networks that were trained on them."""
-    tasks, describe = tasks_of(zoo), partial(class_means, images, features=chosen["features"])
-    known, wanted = describe(tasks_of(train)), describe(tasks)
-    near = torch.cdist(wanted, known).topk(CANDIDATES, largest=False).indices
-    nearest = networks_for(train.weights()[near.flatten()], train, repeated(zoo, CANDIDATES), "near")
-    draws = drawn(generator, zoo, images, CANDIDATES)
-    some = torch.arange(len(draws)).view(-1, CANDIDATES)[:, :DRAWN].flatten()
+def remembered(run: Path, name: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+    """A measurement from the folder if it is there."""
+    file = run / "measured" / f"{name.replace(' ', '-')}.csv"
+    if not file.is_file():
+        file.parent.mkdir(exist_ok=True)
+        make().write_csv(file)
+    return pl.read_csv(file, infer_schema_length=None)
+
+
+def sources(
+    train: Zoo, start: Zoo, images: TaskImages, chosen: dict, generator: Diffusion
+) -> dict[str, Callable[[Zoo], Zoo]]:
+    """What makes networks of all sources for the tasks of a zoo, which has the networks that were trained on them."""
+
+    def described(kind: str, zoo: Zoo) -> tuple[torch.Tensor, torch.Tensor]:
+        features = chosen[kind]["features"]
+        return class_means(images, tasks_of(train), features), class_means(images, tasks_of(zoo), features)
+
+    def nearest(zoo: Zoo, kind: str = "nearest", k: int | None = 1) -> Zoo:
+        return nearest_task(train, *described(kind, zoo), tasks_of(zoo), k=k)
+
+    def best_nearest(zoo: Zoo) -> Zoo:
+        known, wanted = described("nearest", zoo)
+        near = torch.cdist(wanted, known).topk(CANDIDATES, largest=False).indices.flatten()
+        return best(networks_for(train.weights()[near], train, repeated(zoo, CANDIDATES), "near"), images, CANDIDATES)
+
+    def ridge(zoo: Zoo) -> Zoo:
+        known, wanted = described("ridge", zoo)
+        return WeightRegression(chosen["ridge"]["setting"]).fit(train, known).networks(wanted, tasks_of(zoo))
+
+    @lru_cache(maxsize=2)
+    def draws(zoo: Zoo) -> Zoo:
+        return drawn(generator, zoo, images, CANDIDATES)
+
+    def some_draws(zoo: Zoo) -> Zoo:
+        places = torch.arange(len(zoo) * CANDIDATES).view(-1, CANDIDATES)[:, :DRAWN].flatten()
+        return draws(zoo).take(places.numpy())
+
+    k = int(chosen["soup"]["setting"])
     return {
-        "random start": random_start(train, tasks, torch.Generator().manual_seed(0)),
-        "common start of the zoo": common_start(start, tasks),
-        "mean of all networks": nearest_task(train, known, wanted, tasks, k=None),
-        "nearest task": nearest_task(train, known, wanted, tasks),
-        f"nearest task, best of {CANDIDATES}": best(nearest, images, CANDIDATES),
-        f"mean of the {chosen['soup']} nearest": nearest_task(train, known, wanted, tasks, k=chosen["soup"]),
-        "ridge regression": WeightRegression(chosen["penalty"]).fit(train, known).networks(wanted, tasks),
-        "diffusion": draws.take(some.numpy()),
-        f"diffusion, best of {CANDIDATES}": best(draws, images, CANDIDATES),
-        f"diffusion, mean of {CANDIDATES}": averaged(draws, train, CANDIDATES),
-        f"trained for {RECIPE.epochs} epochs": zoo,
+        "random start": lambda zoo: random_start(train, tasks_of(zoo), torch.Generator().manual_seed(0)),
+        "common start of the zoo": lambda zoo: common_start(start, tasks_of(zoo)),
+        "mean of all networks": partial(nearest, k=None),
+        "nearest task": nearest,
+        f"nearest task, best of {CANDIDATES}": best_nearest,
+        f"mean of the {k} nearest": partial(nearest, kind="soup", k=k),
+        "ridge regression": ridge,
+        "diffusion": some_draws,
+        f"diffusion, best of {CANDIDATES}": lambda zoo: best(draws(zoo), images, CANDIDATES),
+        f"diffusion, mean of {CANDIDATES}": lambda zoo: averaged(draws(zoo), train, CANDIDATES),
+        f"trained for {RECIPE.epochs} epochs": lambda zoo: zoo,
     }
 
 
@@ -191,7 +225,7 @@ def choices(train: Zoo, images: TaskImages, kinds: dict, known_tasks: Zoo, new_d
             ("mean of nearest", str(k)): partial(nearest_task, train, known, k=k) for k in (1, *SOUPS)
         }  # fmt: skip
         for (source, setting), make in makers.items():
-            row: dict[str, object] = {"source": source, "features": name, "setting": setting}
+            row: dict[str, object] = {"source": source, "features": name, "setting": float(setting)}
             for kind, zoo in zip(SETTINGS, (known_tasks, new_data), strict=True):
                 wanted, tasks = class_means(images, tasks_of(zoo), features), tasks_of(zoo)
                 row[kind] = accuracy(make(wanted, tasks=tasks), images)
@@ -283,7 +317,6 @@ def picture(sizes: pl.DataFrame) -> None:
 
 def main(run: Path, root: Path) -> None:
     torch.set_num_threads(1)
-    begun = process_time()
     zoo = train_tasks(run / "zoo-common", RECIPE, data_root=root, workers=1)
     images, final = RECIPE.load_images(root), zoo.last()
     start = zoo.where(pl.col("step") == 0)
@@ -303,62 +336,65 @@ def main(run: Path, root: Path) -> None:
         "64 components": ComponentFeatures.fit(own.flatten(0, 1), 64),
         "32 convolutional": ConvolutionalFeatures.fit(own, own_validation, 32),
     }
-    compared = choices(train, images, kinds, known_tasks, new_data)
+    compared = remembered(run, "choices", lambda: choices(train, images, kinds, known_tasks, new_data))
 
     measured, size_rows = [], []
     for setting, options in SETTINGS.items():
-        ridges = compared.filter(pl.col("source") == "ridge regression").sort(setting, descending=True)
-        ridge = ridges.row(0, named=True)
-        soups = compared.filter(
-            pl.col("source") == "mean of nearest", pl.col("features") == ridge["features"], pl.col("setting") != "1"
-        )
-        chosen = {
-            "features": kinds[ridge["features"]],
-            "penalty": float(ridge["setting"]),
-            "soup": int(soups.sort(setting, descending=True)["setting"][0]),
-        }
+        chosen = {}
+        for kind, source, which in (
+            ("ridge", "ridge regression", pl.lit(True)),
+            ("nearest", "mean of nearest", pl.col("setting") == 1),
+            ("soup", "mean of nearest", pl.col("setting") > 1),
+        ):
+            some = compared.filter(pl.col("source") == source, which).sort(setting, descending=True)
+            row = some.row(0, named=True)
+            chosen[kind] = {"features": kinds[row["features"]], "setting": row["setting"]}
         own_zoo = zoo.where(choosing(setting))
         make = partial(fit_for_data, own_zoo, images, optimisation=TRAINING, **options)
         generator, _ = fitted(run, setting, lambda folder, make=make: make(folder=folder))
-        of = partial(sources, train, start, images, chosen, generator)
-        found = evaluate_on_tasks(of(tests[setting]), images, tuning=of(tuning[setting]))
-        measured.append(found.select(pl.lit(setting).alias("setting"), pl.all()))
-        tasks = tasks_of(tests[setting])
+        for name, source in sources(train, start, images, chosen, generator).items():
+
+            def measure(name=name, source=source, setting=setting) -> pl.DataFrame:
+                made, tuned = source(tests[setting]), source(tuning[setting])
+                found = evaluate_on_tasks({name: made}, images, tuning={name: tuned})
+                return found.select(pl.lit(setting).alias("setting"), pl.all())
+
+            measured.append(remembered(run, f"{setting} {name}", measure))
         for size in SIZES:
             some = subset(train, size)
-            known = class_means(images, tasks_of(some), chosen["features"])
-            wanted = class_means(images, tasks, chosen["features"])
             smaller = own_zoo.where(pl.col("model").is_in(some.models) | (pl.col(SPLIT) != "train"))
             make = partial(fit_for_data, smaller, images, optimisation=replace(TRAINING, epochs=5), **options)
             less, _ = fitted(run, f"{setting} {size}", lambda folder, make=make: make(folder=folder))
-            made = {
-                "nearest task": nearest_task(some, known, wanted, tasks),
-                "ridge regression": WeightRegression(chosen["penalty"]).fit(some, known).networks(wanted, tasks),
-                "diffusion": drawn(less, tests[setting], images, DRAWN),
-            }
-            size_rows += [(setting, name, size, accuracy(x, images, "test")) for name, x in made.items()]
-        whole = summary(measured[-1]).filter(pl.col("epoch") == 0)
-        size_rows += [
-            (setting, name, len(train), float(whole.filter(pl.col("source") == name)["mean"][0]))
-            for name in ("nearest task", "ridge regression", "diffusion")
-        ]
+            fewer = sources(some, start, images, chosen, less)
+            for name in SIZED:
+
+                def reached(name=name, setting=setting, fewer=fewer, size=size) -> pl.DataFrame:
+                    value = accuracy(fewer[name](tests[setting]), images, "test")
+                    return pl.DataFrame([(setting, name, size, value)], schema=SIZE_COLUMNS, orient="row")
+
+                size_rows.append(remembered(run, f"{setting} {name} {size} tasks", reached))
+        whole = summary(pl.concat(measured)).filter(pl.col("epoch") == 0, pl.col("setting") == setting)
+        for name in SIZED:
+            value = float(whole.filter(pl.col("source") == name)["mean"][0])
+            size_rows.append(pl.DataFrame([(setting, name, len(train), value)], schema=SIZE_COLUMNS, orient="row"))
     results = pl.concat(measured)
     results.write_csv(RESULTS / "diffusion_tasks.csv", float_precision=5)
     summary(results).write_csv(RESULTS / "diffusion_tasks_summary.csv", float_precision=5)
-    sizes = pl.DataFrame(size_rows, schema=["setting", "source", "tasks seen", "accuracy"], orient="row")
+    sizes = pl.concat(size_rows)
     sizes.write_csv(RESULTS / "diffusion_tasks_sizes.csv", float_precision=5)
     picture(sizes)
 
-    other = variants(run, zoo, images, known_tasks, new_data)
+    other = remembered(run, "variants", lambda: variants(run, zoo, images, known_tasks, new_data))
+    begun_alike = remembered(run, "starts", lambda: starts(run, root, images, kinds["64 components"]))
     text = PAGE.format(
-        **machine(), torch=version("torch"), minutes=(process_time() - begun) / 60, networks=len(final),
+        **machine(), torch=version("torch"), networks=len(final),
         parameters=final.layout.parameters, epochs=RECIPE.epochs, train=RECIPE.train_images, seen=len(train),
         test=RECIPE.test_images, validation=RECIPE.validation_images, candidates=CANDIDATES, drawn=DRAWN,
         rates=", ".join(map(str, LEARNING_RATES)), tasks=shown(results, "unseen tasks"),
         data=shown(results, "unseen data set"),
         sets=table(by_data_set(results)), choices=table(compared), variants=table(other),
         sizes=table(sizes.pivot("tasks seen", index=["setting", "source"])),
-        starts=table(starts(run, root, images, kinds["64 components"])),
+        starts=table(begun_alike),
     )  # fmt: skip
     (RESULTS / "diffusion_tasks.md").write_text(text)
 
