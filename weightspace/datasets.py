@@ -1,7 +1,8 @@
 """Images and labels that the networks of a zoo are trained, selected and tested on.
 
 `digits` comes with scikit-learn; everything else is read from files that the user has: IDX files (MNIST and its
-relatives, plain or `.gz`) and `.npz` files. Nothing is downloaded and nothing is unpickled.
+relatives, plain or `.gz`), `.npz` files, and images in folders, one a class. Nothing is downloaded, and nothing
+unpickled.
 
 Axes: n training image, v validation image, t test image, c channel, h height, w width.
 """
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from weightspace.errors import DatasetError, unknown_name
+from weightspace.image_folders import is_image_folder, read_image_folder
 
 ROOT_VARIABLE = "WEIGHTSPACE_DATA"
 VALIDATION_FRACTION = 1 / 6
@@ -337,12 +339,14 @@ def _read_path(name: str, root: Path | None) -> Arrays:
         if place.is_file():
             return _npz([place])
     if name.endswith(".npz") or Path(name).name != name:
-        raise DatasetError(f"there is no data set {name}: give an existing .npz file or a folder of IDX or .npz files")
+        raise DatasetError(
+            f"there is no data set {name}: give an existing .npz file or a folder of images, IDX or .npz files"
+        )
     raise unknown_name("data set", name, names())
 
 
 def _folder(folder: Path) -> Arrays:
-    """Everything in a folder: IDX files by their standard names, in it or in its `raw` folder, else `.npz` files."""
+    """Everything in a folder: IDX files by their standard names, in it or in its `raw` folder; or images; or `.npz`."""
     arrays = {}
     for key in ("x_train", "y_train", "x_test", "y_test"):
         file = _idx_file(key)
@@ -350,6 +354,8 @@ def _folder(folder: Path) -> Arrays:
             if path.is_file():
                 arrays[key] = _idx(path)
                 break
+    if not arrays and is_image_folder(folder):
+        return read_image_folder(folder)
     return arrays or _npz(sorted(folder.glob("*.npz")))
 
 
