@@ -122,7 +122,7 @@ def sample(
             region = Region(column=target, low=low, high=high, category=category)
             drawn = Targeted(sampler, region).fit(_training(own, split_seed), chosen).sample(n, seed)
         elif candidates is not None or rounds > 1:
-            selection = SelectionConfig(candidates=candidates or 1, rounds=rounds)
+            selection = SelectionConfig(candidates=1 if candidates is None else candidates, rounds=rounds)
             drawn = Selected(sampler, images_of(source, data_root), selection).fit(chosen, seed).sample(n, seed)
         else:
             drawn = sampler.fit(chosen, seed).sample(n, seed)
