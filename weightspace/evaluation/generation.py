@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from os import PathLike
-from pathlib import Path
 
 import polars as pl
 import torch
@@ -24,9 +23,9 @@ from weightspace.evaluation import novelty
 from weightspace.evaluation.ensembles import ensemble_curve, scores
 from weightspace.evaluation.fine_tuning import best_learning_rate
 from weightspace.evaluation.novelty import Measured, Reference, Verdicts
+from weightspace.evaluation.tables import save_tables
 from weightspace.generators import baselines
 from weightspace.zoo import Zoo, behaviour
-from weightspace.zoo.writer import write_file
 
 Align = Callable[[Zoo], Float[Tensor, "m p"]]
 """Rows of a zoo, aligned to a reference that training networks set."""
@@ -60,15 +59,7 @@ class GenerationTables:
         Raises:
             ConfigError: The folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for table in fields(self):
-                write_file(folder / f"{table.name}.csv", getattr(self, table.name).write_csv().encode())
-        except OSError as error:
-            raise ConfigError(
-                f"the tables cannot be written into {folder} ({error.strerror}): give another folder"
-            ) from error
+        save_tables({table.name: getattr(self, table.name) for table in fields(self)}, folder)
 
 
 def evaluate_generation(

@@ -10,7 +10,6 @@ Axes: m network, n image, k class.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -25,9 +24,9 @@ from weightspace.errors import ConfigError, ZooError, unknown_name
 from weightspace.evaluation.ensembles import scores
 from weightspace.evaluation.fine_tuning import LEARNING_RATES, best_learning_rate
 from weightspace.evaluation.probabilities import population_probabilities
+from weightspace.evaluation.tables import save_tables
 from weightspace.generators import baselines, with_head
 from weightspace.zoo import Zoo, behaviour
-from weightspace.zoo.writer import write_file
 
 EPOCHS = (0, 1, 2, 5, 10, 25)
 REFERENCE = "random initialisation"
@@ -60,15 +59,7 @@ class TransferTables:
         Raises:
             ConfigError: The folder cannot be written.
         """
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for table in fields(self):
-                write_file(folder / f"{prefix}_{table.name}.csv", getattr(self, table.name).write_csv().encode())
-        except OSError as error:
-            raise ConfigError(
-                f"the tables cannot be written into {folder} ({error.strerror}): give another folder"
-            ) from error
+        save_tables({f"{prefix}_{table.name}": getattr(self, table.name) for table in fields(self)}, folder)
 
 
 def few_images(data: Dataset, per_class: int, *, seed: int = 0, validation: int | None = None) -> Dataset:
