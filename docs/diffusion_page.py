@@ -70,6 +70,9 @@ checkpoint chooses epochs. Autoencoder and denoiser have an eighth of the publis
 whole networks with this layer. [diffusion_pdiff.csv](diffusion_pdiff.csv)
 
 {pdiff}
+
+Over the checkpoints' mean accuracy, p-diff gains {pdiff_gain:+.4f}, the average of all of them {average_gain:+.4f}, a
+Gaussian of them {gaussian_gain:+.4f}.
 """,
 }
 
@@ -238,7 +241,10 @@ def page(run: Path, facts: dict[str, object]) -> None:
     if "pdiff" in there:
         beside = pl.read_csv(run / "pdiff.csv")
         beside.write_csv(RESULTS / "diffusion_pdiff.csv")
+        accuracy = dict(zip(beside["source"], beside["accuracy"], strict=True))
         facts["pdiff"] = table(beside)
+        gains = {"pdiff_gain": "p-diff", "average_gain": "average of all", "gaussian_gain": "Gaussian"}
+        facts |= {name: accuracy[source] - accuracy["checkpoints"] for name, source in gains.items()}
     figures(run, there)
     text = PAGE + "".join(section for name, section in SECTIONS.items() if name in there)
     (RESULTS / "diffusion.md").write_text(text.format(**facts))
