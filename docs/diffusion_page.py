@@ -10,7 +10,12 @@ from matplotlib import pyplot as plt
 from weightspace.demo import machine
 
 RESULTS = Path(__file__).parent / "results"
-FILES = {"sources": "tables/novelty.csv", "prompts": "prompts.csv", "memory": "memory.csv", "pdiff": "pdiff.csv"}
+FILES = {
+    "sources": "tables/novelty.csv",
+    "prompts": "prompts.csv",
+    "memory": "memory/3000-rows.csv",
+    "pdiff": "pdiff.csv",
+}
 """What each stage leaves when it is finished."""
 PAGE = """# Diffusion generators
 
@@ -158,6 +163,12 @@ def alignment(prompted: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def memory(run: Path) -> pl.DataFrame:
+    """All sources and numbers of runs that have been measured; held-out and training networks once."""
+    parts = [pl.read_csv(file) for file in sorted((run / "memory").glob("*.csv"))]
+    return pl.concat(parts).unique(["runs", "source"], maintain_order=True).sort("source", "runs")
+
+
 def figures(run: Path, there: set[str]) -> None:
     """Accuracy against distance beside the ensemble curve; asked against obtained; what comes of more runs."""
     mpl.rcParams["svg.hashsalt"] = "weightspace"  # the same file for the same numbers
@@ -192,7 +203,7 @@ def figures(run: Path, there: set[str]) -> None:
         axes[0].set(ylabel="test loss obtained")
         saved(figure, "diffusion_prompts.svg")
     if "memory" in there:
-        by_runs = pl.read_csv(run / "memory.csv")
+        by_runs = memory(run)
         figure, axes = plt.subplots(1, 3, figsize=(11, 3.2))
         for axis, column in zip(axes, ("distance_ratio_50", "z_u", "accuracy_mean"), strict=True):
             for name in by_runs["source"].unique(maintain_order=True):
@@ -213,6 +224,8 @@ def saved(figure: plt.Figure, name: str) -> None:
 def page(run: Path, facts: dict[str, object]) -> None:
     """Write what is there: tables, figures, text."""
     there = {name for name, file in FILES.items() if (run / file).is_file()}
+    if any((run / "memory").glob("*.csv")):  # as far as it has come
+        there.add("memory")
     facts = {**machine(), "torch": version("torch")} | facts
     if "sources" in there:
         found = overview(run)
@@ -224,20 +237,14 @@ def page(run: Path, facts: dict[str, object]) -> None:
         prompted.write_csv(RESULTS / "diffusion_prompts.csv")
         facts["prompts"] = table(alignment(prompted))
     if "memory" in there:
-        by_runs = pl.read_csv(run / "memory.csv")
+        by_runs = memory(run)
         by_runs.write_csv(RESULTS / "diffusion_memory.csv")
-        columns = [
-            "runs",
-            "source",
-            "accuracy_mean",
-            "distance_ratio_50",
-            "z_u",
-            "sd_ratio",
-            "max_iou",
-            "nap_50",
-            "verdict",
-        ]
-        facts["memory"] = table(by_runs.select(columns))
+        facts["memory"] = table(
+            by_runs.select(
+                "runs", "source", "z_u", "max_iou", "verdict",
+                accuracy="accuracy_mean", spread="sd_ratio", **{"d/τ": "distance_ratio_50", "N&P .5": "nap_50"},
+            )
+        )  # fmt: skip
     if "pdiff" in there:
         beside = pl.read_csv(run / "pdiff.csv")
         beside.write_csv(RESULTS / "diffusion_pdiff.csv")
