@@ -12,7 +12,7 @@ from weightspace.demo import machine
 RESULTS = Path(__file__).parent / "results"
 FILES = {
     "sources": "tables/novelty.csv",
-    "prompts": "prompts.csv",
+    "prompts": "prompts/gpt.csv",
     "memory": "memory/3000-rows.csv",
     "pdiff": "pdiff.csv",
 }
@@ -192,7 +192,7 @@ def figures(run: Path, there: set[str]) -> None:
         left.legend(fontsize=7)
         saved(figure, "diffusion_distance.svg")
     if "prompts" in there:
-        prompted = pl.read_csv(run / "prompts.csv")
+        prompted = pl.concat(pl.read_csv(file) for file in sorted((run / "prompts").glob("*.csv")))
         names = prompted["source"].unique(maintain_order=True).to_list()
         figure, axes = plt.subplots(1, len(names), figsize=(2.8 * len(names), 3), sharex=True, sharey=True)
         for axis, name in zip(axes, names, strict=True):
@@ -224,8 +224,7 @@ def saved(figure: plt.Figure, name: str) -> None:
 def page(run: Path, facts: dict[str, object]) -> None:
     """Write what is there: tables, figures, text."""
     there = {name for name, file in FILES.items() if (run / file).is_file()}
-    if any((run / "memory").glob("*.csv")):  # as far as it has come
-        there.add("memory")
+    there |= {name for name in ("prompts", "memory") if any((run / name).glob("*.csv"))}  # as far as they have come
     facts = {**machine(), "torch": version("torch")} | facts
     if "sources" in there:
         found = overview(run)
@@ -233,7 +232,7 @@ def page(run: Path, facts: dict[str, object]) -> None:
         pl.read_csv(run / "tables/ensembles.csv").write_csv(RESULTS / "diffusion_ensembles.csv")
         facts["sources"], facts["said"] = table(found), said(found)
     if "prompts" in there:
-        prompted = pl.read_csv(run / "prompts.csv")
+        prompted = pl.concat(pl.read_csv(file) for file in sorted((run / "prompts").glob("*.csv")))
         prompted.write_csv(RESULTS / "diffusion_prompts.csv")
         facts["prompts"] = table(alignment(prompted))
     if "memory" in there:

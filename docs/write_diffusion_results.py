@@ -224,8 +224,13 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
         return Components.fit(after[0].take(range(0, len(after[0]), 3)), 256)
 
     flow = fitted(models / "flow-conditional", *after, space, BASE, condition=(LOSS,))
-    found = {"flow, guidance 1": flow.sample(len(asked), condition={LOSS: asked}, seed=SEED)}
-    found["flow, guidance 2"] = flow.sample(len(asked), condition={LOSS: asked}, guidance=2.0, seed=SEED)
+    known = torch.tensor(after[0].table[LOSS].to_list())
+    found = {
+        "nearest zoo model": after[0].take((known - asked[:, None]).abs().argmin(1).tolist()),
+        "flow, guidance 1": flow.sample(len(asked), condition={LOSS: asked}, seed=SEED),
+        "flow, guidance 2": flow.sample(len(asked), condition={LOSS: asked}, guidance=2.0, seed=SEED),
+    }
+    obtained(found, asked, data, run / "prompts" / "flow.csv")
     folder = models / "gpt"
     if (folder / "config.json").is_file():
         gpt = load(folder)
@@ -240,9 +245,11 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
         return behaviour.metrics(some, data.validation_images, data.validation_labels)[0].tolist()
 
     rounds = gpt.recursive(starts, asked.tolist(), 2, measure, seed=SEED)
-    found |= {"G.pt": rounds[0], "G.pt, twice": rounds[1]}
-    known = torch.tensor(after[0].table[LOSS].to_list())
-    found["nearest zoo model"] = after[0].take((known - asked[:, None]).abs().argmin(1).tolist())
+    obtained({"G.pt": rounds[0], "G.pt, twice": rounds[1]}, asked, data, run / "prompts" / "gpt.csv")
+
+
+def obtained(found: dict[str, Zoo], asked: torch.Tensor, data: Dataset, file: Path) -> None:
+    """Write the test loss of networks beside the loss that they were asked to have."""
     rows = []
     for name, made in found.items():
         loss, accuracy = behaviour.metrics(made, data.test_images, data.test_labels)
@@ -250,7 +257,8 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
             {"source": name, "asked": a, "loss": x, "accuracy": y}
             for a, x, y in zip(asked.tolist(), loss.tolist(), accuracy.tolist(), strict=True)
         ]
-    pl.DataFrame(rows).write_csv(run / "prompts.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(rows).write_csv(file)
 
 
 # ---- 4. Memory
