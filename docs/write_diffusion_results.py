@@ -16,6 +16,7 @@ once. One seed.
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import polars as pl
@@ -223,8 +224,13 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
         return Components.fit(after[0].take(range(0, len(after[0]), 3)), 256)
 
     flow = fitted(models / "flow-conditional", *after, space, BASE, condition=(LOSS,))
-    found = {"flow, guidance 1": flow.sample(len(asked), condition={LOSS: asked}, seed=SEED)}
-    found["flow, guidance 2"] = flow.sample(len(asked), condition={LOSS: asked}, guidance=2.0, seed=SEED)
+    known = torch.tensor(after[0].table[LOSS].to_list())
+    found = {
+        "nearest zoo model": after[0].take((known - asked[:, None]).abs().argmin(1).tolist()),
+        "flow, guidance 1": flow.sample(len(asked), condition={LOSS: asked}, seed=SEED),
+        "flow, guidance 2": flow.sample(len(asked), condition={LOSS: asked}, guidance=2.0, seed=SEED),
+    }
+    obtained(found, asked, data, run / "prompts" / "flow.csv")
     folder = models / "gpt"
     if (folder / "config.json").is_file():
         gpt = load(folder)
@@ -239,9 +245,11 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
         return behaviour.metrics(some, data.validation_images, data.validation_labels)[0].tolist()
 
     rounds = gpt.recursive(starts, asked.tolist(), 2, measure, seed=SEED)
-    found |= {"G.pt": rounds[0], "G.pt, twice": rounds[1]}
-    known = torch.tensor(after[0].table[LOSS].to_list())
-    found["nearest zoo model"] = after[0].take((known - asked[:, None]).abs().argmin(1).tolist())
+    obtained({"G.pt": rounds[0], "G.pt, twice": rounds[1]}, asked, data, run / "prompts" / "gpt.csv")
+
+
+def obtained(found: dict[str, Zoo], asked: torch.Tensor, data: Dataset, file: Path) -> None:
+    """Write the test loss of networks beside the loss that they were asked to have."""
     rows = []
     for name, made in found.items():
         loss, accuracy = behaviour.metrics(made, data.test_images, data.test_labels)
@@ -249,7 +257,8 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
             {"source": name, "asked": a, "loss": x, "accuracy": y}
             for a, x, y in zip(asked.tolist(), loss.tolist(), accuracy.tolist(), strict=True)
         ]
-    pl.DataFrame(rows).write_csv(run / "prompts.csv")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pl.DataFrame(rows).write_csv(file)
 
 
 # ---- 4. Memory
@@ -257,38 +266,34 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
 
 def memory(zoo: Zoo, data: Dataset, run: Path) -> None:
     """The same training on more and more runs: when samples stop being copies, and what they are then."""
-    rows = []
-    heldout = split(zoo)[2]
-    for runs in RUNS:
+    heldout = split(zoo)[2].last()
+    for name, runs in product(("64 components", "rows"), RUNS):
+        label = name.replace(" ", "-")
+        file = run / "memory" / f"{runs}-{label}.csv"
+        if file.is_file():
+            continue
         train = split(zoo, runs)[0].last()
-        reference = Rows.fit(train)
+        rows = Rows.fit(train)
 
-        def align(some: Zoo, reference=reference) -> torch.Tensor:
-            return aligned_rows(some, reference.reference)
+        def align(some: Zoo, rows=rows) -> torch.Tensor:
+            return aligned_rows(some, rows.reference)
 
-        sources = {}
-        spaces: dict[str, Callable[[], Space]] = {
-            "rows": lambda reference=reference: reference,
-            "64 components": lambda train=train: Components.fit(train, 64),
-        }
-        for name, space in spaces.items():
-            folder = f"memory-{runs}-{name.replace(' ', '-')}"
+        def draw(train=train, rows=rows, folder=run / "models" / f"memory-{runs}-{label}", name=name) -> Zoo:
+            # training networks choose the epoch, which is the last one or near it: nothing stops early
+            some = train.take(range(min(RUNS)))
+            return fitted(
+                folder, train, some, lambda: rows if name == "rows" else Components.fit(train, 64), BASE, FEWER
+            ).sample(DRAWN, seed=SEED)
 
-            def draw(folder=folder, train=train, space=space) -> Zoo:
-                # training networks choose the epoch, which is the last one or near it: nothing stops early
-                some = train.take(range(min(RUNS)))
-                return fitted(run / "models" / folder, train, some, space, BASE, FEWER).sample(DRAWN, seed=SEED)
-
-            sources[f"flow, {name}"] = kept(run / "sources" / folder, draw)
-        sources["average of 16"] = baselines.average(
-            train.with_weights(align(train)), DRAWN, torch.Generator().manual_seed(SEED), k=16
-        )
-        tables = evaluate_generation(
-            sources, data, training=train, heldout=heldout.last(), align=align, epochs=[0], seed=SEED
-        )
-        joined = tables.novelty.join(tables.generation.select("source", "accuracy_mean", "accuracy_std"), on="source")
-        rows.append(joined.with_columns(pl.lit(runs).alias("runs")))
-        pl.concat(rows).write_csv(run / "memory.csv")
+        sources = {f"flow, {name}": kept(run / "sources" / f"memory-{runs}-{label}", draw)}
+        if name != "rows":
+            aligned = train.with_weights(align(train))
+            sources["average of 16"] = baselines.average(aligned, DRAWN, torch.Generator().manual_seed(SEED), k=16)
+        tables = evaluate_generation(sources, data, training=train, heldout=heldout, align=align, epochs=[0], seed=SEED)
+        measured = tables.generation.select("source", "accuracy_mean", "accuracy_std")
+        found = tables.novelty.join(measured, on="source", maintain_order="left")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        found.select(pl.lit(runs).alias("runs"), pl.all()).write_csv(file)
 
 
 # ---- p-diff's own setting
