@@ -236,7 +236,7 @@ def prompts(zoo: Zoo, data: Dataset, run: Path) -> None:
         gpt = load(folder)
     else:
         gpt = GPT.fit(
-            train, validation=validation, config=GPTConfig(width=128, depth=3), folder=folder,
+            train, validation=validation, config=GPTConfig(width=128, depth=2, chunk=128), folder=folder,
             optimisation=GPTTraining(epochs=12, accelerator="cpu"),
         )  # fmt: skip
     starts = heldout.where(pl.col("step") == 0).take([i % HELD for i in range(len(asked))])
