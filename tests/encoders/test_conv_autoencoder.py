@@ -1,6 +1,7 @@
 """p-diff's autoencoder: sizes, what it learns, that networks do not read each other, and its files."""
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -73,6 +74,21 @@ def test_noise_reaches_row_and_latent_alone():
     noise = torch.randn(3, 12)
     wanted = (module.decode(module.encode(rows) + 0.1 * noise) - rows).square().mean()
     torch.testing.assert_close(module(rows, torch.zeros(3, 70), noise)["loss"], wanted)
+
+
+def test_a_variational_autoencoder_brings_latents_near_a_normal_law():
+    zoo, config = waves(200, 0), replace(SMALL, kl=1e-2)
+    fitted = ConvAutoencoder.fit(zoo, validation=waves(50, 1), config=config, optimisation=SHORT, align=False)
+    latents = fitted.latents(zoo)[:, 0]
+    assert torch.equal(latents, fitted.latents(zoo)[:, 0])
+    rows = fitted.preparation.apply(zoo)
+    noise = torch.randn(200, 12, generator=torch.Generator().manual_seed(2))
+    parts = fitted.module(rows, torch.zeros_like(rows), noise)
+    spread = (fitted.module.log_variance(fitted.module._features(rows)) / 2).exp()
+    assert ((latents + spread * noise).std(0) - 1).abs().max() < 0.35
+    assert spread.mean() > 3 * SMALL.latent_noise  # not so small that it does not matter
+    assert parts["reconstruction"] < 0.3 * rows.var()
+    torch.testing.assert_close(parts["loss"], parts["reconstruction"] + 1e-2 * parts["divergence"])
 
 
 def test_impossible_sizes_are_refused():

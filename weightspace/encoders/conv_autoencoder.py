@@ -3,6 +3,8 @@
 The row, less the mean of the training networks, is one channel of a signal. Five strided convolutions and a linear map
 make a latent vector of it, their mirror image a row. Noise on the row and on the latent makes the decoder smooth; the
 target is the row without noise. (The published code does not subtract the mean, and spends most of its steps on it.)
+With `kl` it is a variational autoencoder (Kingma and Welling, 2014), as D2NWG's first stage: it learns how much noise
+each latent bears.
 
 Axes: m network, b network in a batch, p parameter, d padded parameter, z latent.
 """
@@ -28,6 +30,8 @@ from weightspace.zoo import Zoo
 MULTIPLE = 64
 """Rows are padded with zeros to a multiple of this."""
 KERNEL, SLOPE = 7, 0.01
+LARGEST = 20.0
+"""Logarithm of a latent's variance, up and down."""
 _AT_ONCE = 512  # networks in one evaluation
 
 
@@ -45,7 +49,9 @@ class ConvAutoencoderConfig:
     row_noise: float = 1e-3
     """Deviation of the noise on standardised weights."""
     latent_noise: float = 0.1
-    """Deviation of the noise on latents."""
+    """Deviation of the noise on latents, where it is not learned."""
+    kl: float = 0.0
+    """Weight of the divergence of latents from a standard normal law, a network; their noise is learned if above 0."""
     epoch_steps: int = 50
     """Steps from one validation to the next."""
 
@@ -54,8 +60,8 @@ class ConvAutoencoderConfig:
             raise ConfigError(f"channels must be one to six numbers of at least 1, got {self.channels}")
         if min(self.latent, self.epoch_steps) < 1:
             raise ConfigError(f"latent and epoch_steps must be at least 1, got {self.latent}, {self.epoch_steps}")
-        if min(self.row_noise, self.latent_noise) < 0:
-            raise ConfigError(f"noise must be at least 0, got {self.row_noise} and {self.latent_noise}")
+        if min(self.row_noise, self.latent_noise, self.kl) < 0:
+            raise ConfigError(f"noise and kl must be at least 0, got {self.row_noise}, {self.latent_noise}, {self.kl}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +93,10 @@ class ConvAutoencoderModule(nn.Module):
         short, half = self.size // 2 ** len(c), KERNEL // 2
         self.encoder = nn.Sequential(
             *(_halved(a, b) for a, b in zip((1, *c[:-1]), c, strict=True)), nn.Flatten(),
-            nn.Linear(c[-1] * short, config.latent), nn.Linear(config.latent, config.latent),
+            nn.Linear(c[-1] * short, config.latent),
         )  # fmt: skip
+        self.mean = nn.Linear(config.latent, config.latent)
+        self.log_variance = nn.Linear(config.latent, config.latent) if config.kl else None
         back = (*c[::-1], c[0])
         self.decoder = nn.Sequential(
             nn.Linear(config.latent, c[-1] * short), nn.Unflatten(1, (c[-1], short)),
@@ -108,7 +116,10 @@ class ConvAutoencoderModule(nn.Module):
                     nn.init.zeros_(part.bias)
 
     def encode(self, rows: Float[Tensor, "b p"]) -> Float[Tensor, "b z"]:
-        """Latents of standardised rows."""
+        """Latents of standardised rows, without noise."""
+        return self.mean(self._features(rows))
+
+    def _features(self, rows: Float[Tensor, "b p"]) -> Float[Tensor, "b z"]:
         return self.encoder(F.pad(rows - self.centre, (0, self.size - self.row))[:, None])
 
     def decode(self, latents: Float[Tensor, "b z"]) -> Float[Tensor, "b p"]:
@@ -118,9 +129,18 @@ class ConvAutoencoderModule(nn.Module):
     def forward(
         self, rows: Float[Tensor, "b p"], row_noise: Float[Tensor, "b p"], latent_noise: Float[Tensor, "b z"]
     ) -> dict[str, Tensor]:
-        """Mean squared error of reconstruction from noisy rows and latents."""
-        latents = self.encode(rows + self.config.row_noise * row_noise)
-        return {"loss": (self.decode(latents + self.config.latent_noise * latent_noise) - rows).square().mean()}
+        """Mean squared error of reconstruction from noisy rows and latents; and the divergence, where it counts."""
+        features = self._features(rows + self.config.row_noise * row_noise)
+        latents = self.mean(features)
+        if self.log_variance is None:
+            return {"loss": self._error(latents + self.config.latent_noise * latent_noise, rows)}
+        log_variance = self.log_variance(features).clamp(-LARGEST, LARGEST)
+        error = self._error(latents + (log_variance / 2).exp() * latent_noise, rows)
+        divergence = (latents.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / 2
+        return {"loss": error + self.config.kl * divergence, "reconstruction": error, "divergence": divergence}
+
+    def _error(self, latents: Float[Tensor, "b z"], rows: Float[Tensor, "b p"]) -> Float[Tensor, ""]:
+        return (self.decode(latents) - rows).square().mean()
 
 
 def _halved(a: int, b: int) -> nn.Sequential:
