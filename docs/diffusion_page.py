@@ -52,9 +52,10 @@ epochs 1 to 10 with their validation loss as condition; G.pt pairs of all checkp
 networks of held-out runs; twice prompts it again from what came out. The nearest zoo model is the training checkpoint
 with the validation loss closest to the prompt. R² is of the test loss obtained against the loss asked for. Both
 generators were trained for 1200 steps of 128; for G.pt that is a fraction of the 5,000 to 20,000 that a processor is
-said to need, and of the millions of the paper. Its two blocks of width 128 read tokens of at most 128 weights: with
-the published 1000 weights in a token as narrow as this, which was tried first, it made networks worse than their
-starts. [diffusion_prompts.csv](diffusion_prompts.csv)
+said to need, and of the millions of the paper. Its two blocks of width 128 read
+tokens of at most 128 weights; three blocks on the published tokens of 1000, tried first, did no better. Its networks
+are worse than their starts: in so few steps it has not learned to take noise away.
+[diffusion_prompts.csv](diffusion_prompts.csv)
 
 {prompts}
 
