@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint types docs bench clean
+.PHONY: install demo test test-slow lint types docs bench clean
 
 install: $(VENV)/.users
 
@@ -12,6 +12,9 @@ demo: $(VENV)/.users  ## less than six minutes on two cores: train, learn, predi
 
 test: $(VENV)/.developers
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: $(VENV)/.developers  ## what `test` leaves out
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/.developers
 	$(BIN)/ruff check .
