@@ -7,6 +7,7 @@ Axes: n image, g class, e, v image of a class for training and validation, c cha
 """
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
@@ -30,7 +31,7 @@ LEAST = 0.01
 _AT_ONCE = 2048
 
 
-class _Scaled(nn.Module):
+class _Scaled(nn.Module, ABC):
     """Features with the mean and deviation of training images taken out."""
 
     kind: ClassVar[str]
@@ -45,9 +46,9 @@ class _Scaled(nn.Module):
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("std", torch.ones(size))
 
+    @abstractmethod
     def raw(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
         """Features before they are scaled."""
-        raise NotImplementedError
 
     def scale_to(self, images: Float[Tensor, "n c h w"]) -> None:
         """Take mean and deviation from training images."""
