@@ -53,8 +53,9 @@ networks of held-out runs; twice prompts it again from what came out. The neares
 with the validation loss closest to the prompt. R² is of the test loss obtained against the loss asked for. Both
 generators were trained for 1200 steps of 128; for G.pt that is a fraction of the 5,000 to 20,000 that a processor is
 said to need, and of the millions of the paper. Its two blocks of width 128 read
-tokens of at most 128 weights; three blocks on the published tokens of 1000, tried first, did no better. Its networks
-are worse than their starts: in so few steps it has not learned to take noise away.
+tokens of at most 128 weights; three blocks on the published tokens of 1000 were tried first and measured on the same
+test images; they did no better. Its networks are worse than their starts; that it has not yet learned to take noise
+away is likely, and not shown.
 [diffusion_prompts.csv](diffusion_prompts.csv)
 
 {prompts}

@@ -85,7 +85,7 @@ By data set, as made (epoch 0):
 ## An unseen data set: KMNIST
 
 Choices on USPS. The nearest tasks were measured a second time, after they had got features of their own choice;
-everything else once.
+everything else once, but for a run of a few networks that tried the script and from which nothing was chosen.
 
 {data}
 
