@@ -45,6 +45,7 @@ def parameters(network: networks.Network) -> int:
         ("resnet18", (3, 32, 32), 100, 11_220_132),
         ("resnet18", (3, 32, 32), 200, 11_271_432),
         ("resnet32", (3, 32, 32), 10, 466_906),
+        ("resnet8", (1, 14, 14), 10, 19_810),
         ("small_cnn", (1, 28, 28), 10, 160 + 2320 + 2320 + 170),
         ("small_cnn", (1, 32, 32), 10, 4970),
         ("siren", (1, 28, 28), 10, 1185),
@@ -179,7 +180,7 @@ def test_dropout_drops_in_training_and_takes_a_mask_in_evaluation():
 
 def test_names_are_the_presets():
     classifiers = ["arch1", "arch2", "cnn", "cnn_l", "cnn_s", "mlp", "small_cnn", "transformer", "vit"]
-    classifiers += ["resnet18", "resnet32"]
+    classifiers += ["resnet8", "resnet18", "resnet32"]
     assert networks.names() == sorted([*classifiers, "siren", "siren_dws", "siren_wave"])
     for name in networks.names():
         assert isinstance(networks.by_name(name, (3, 32, 32), 7).build(), nn.Module)

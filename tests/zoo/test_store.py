@@ -242,6 +242,9 @@ def test_what_is_not_finite_is_kept_found_and_named(tmp_path, monkeypatch, value
     zoo = weightspace.zoo.open(tmp_path / "zoo")
     assert (~zoo.weights().isfinite()).sum() == 2
     assert zoo.finite().table["row"].to_list() == [0, 1, 2, 4]
+    magnitudes = zoo.finite().weights().abs().amax(1)
+    assert len(zoo.finite(float(magnitudes.max()))) == 4
+    assert len(zoo.finite(float(magnitudes.sort().values[1]))) == 2
     with pytest.raises(ZooError, match=r"^fitting needs finite .* model 'b' at step 1 .*2 of 6.*use \.finite\(\)$"):
         zoo.require_finite("fitting")
     zoo.finite().require_finite("fitting")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from weightspace import __version__
+from weightspace.allocation import keep_freed_memory
 from weightspace.cli.recipes import published_recipe
 from weightspace.errors import WeightspaceError
 
@@ -124,6 +125,7 @@ def _launch(
     debug: Annotated[bool, Parameter(negative="", help="Show the traceback of an error.")] = False,
 ) -> int:
     """Run one command and turn the user's errors into one sentence and an exit code."""
+    keep_freed_memory()
     try:
         app(tokens, exit_on_error=False, print_error=False, result_action="return_none")
     except (WeightspaceError, CycloptsError, OSError) as error:

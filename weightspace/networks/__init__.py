@@ -11,7 +11,7 @@ from weightspace.networks.inference import layout_from_state
 from weightspace.networks.layout import Layout, TensorSpec
 from weightspace.networks.mlp import MLP, mlp
 from weightspace.networks.pooled_cnn import PooledCNN, arch1, small_cnn
-from weightspace.networks.resnet import ResNet, ResNet18, resnet18, resnet32
+from weightspace.networks.resnet import ResNet, ResNet18, resnet8, resnet18, resnet32
 from weightspace.networks.siren import SIREN, siren, siren_dws, siren_wave
 from weightspace.networks.vit import ViT, transformer, vit
 from weightspace.networks.wild_park import WildPark, wild_park
@@ -57,6 +57,7 @@ _PRESETS: dict[str, Callable[[tuple[int, int, int], int], Network]] = {
     "cnn_s": cnn_s,
     "cnn_l": cnn_l,
     "mlp": mlp,
+    "resnet8": resnet8,
     "resnet18": resnet18,
     "resnet32": resnet32,
     "siren": siren,

@@ -318,9 +318,14 @@ class Zoo:
         """The last checkpoint of every model."""
         return self.where(pl.col("step") == pl.col("step").max().over("model"))
 
-    def finite(self) -> "Zoo":
-        """The checkpoints without NaN or infinite weights; reads all selected weights once."""
-        return self._with(self.table.filter(pl.Series(self._is_finite().numpy())))
+    def finite(self, largest: float = math.inf) -> "Zoo":
+        """The checkpoints without NaN or infinite weights; reads all selected weights once.
+
+        Args:
+            largest: Also leave out those with a weight of a larger magnitude: trainings that were about to diverge.
+                The Model Zoos' notebooks take 5.
+        """
+        return self._with(self.table.filter(pl.Series(self._is_finite(largest).numpy())))
 
     def require_finite(self, what: str) -> None:
         """Refuse NaN and infinite weights before something that they would spoil.
@@ -464,14 +469,15 @@ class Zoo:
         numbers = [number for number, (layout, _) in enumerate(self._locations.shards) if layout == digest]
         return np.flatnonzero(np.isin(self._locations.shard, numbers))
 
-    def _is_finite(self) -> Bool[Tensor, " m"]:
+    def _is_finite(self, largest: float = math.inf) -> Bool[Tensor, " m"]:
         finite = np.empty(len(self), dtype=bool)
         with progress_bar("checking weights", len(self)) as advance:
             for digest in self._layout_digests:
                 layout, places = self._layout(digest), self._of_layout(digest)
                 size = max(1, READ_VALUES // max(1, layout.parameters))
                 for some in (places[i : i + size] for i in range(0, len(places), size)):
-                    finite[some] = np.isfinite(self.shards.read(self._locations, layout, some)).all(axis=1)
+                    values = self.shards.read(self._locations, layout, some)
+                    finite[some] = (np.isfinite(values) & (np.abs(values) <= largest)).all(axis=1)
                     advance(len(some))
         return torch.from_numpy(finite)
 

@@ -17,6 +17,7 @@ import torch
 
 import weightspace
 from weightspace import networks
+from weightspace.allocation import keep_freed_memory
 from weightspace.errors import ConfigError, DatasetError
 from weightspace.networks.layout import Layout
 from weightspace.progress import progress_bar
@@ -138,6 +139,7 @@ def _train_here(recipe: Recipe, data: Data, device: str, compile: bool, unit: Un
 
 
 def _train_in_worker(recipe: Recipe, root: Path | None, digest: str, device: str, compile: bool, unit: Unit) -> Trained:
+    keep_freed_memory()
     return _train_here(recipe, _data(recipe, root, digest), device, compile, unit)
 
 
