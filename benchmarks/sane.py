@@ -290,13 +290,27 @@ def training_step(width: int, depth: int, *, networks: int = 64, copies: int = 2
     def theirs() -> None:
         learn(optimisers[1], plain_loss(plain, their_batch(), c))
 
-    ours(), theirs()
+    def ours_mixed() -> None:
+        batch = our_batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sane.module(*batch)["loss"]
+        learn(optimisers[0], loss)
+
+    def theirs_mixed() -> None:
+        batch = their_batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = plain_loss(plain, batch, c)
+        learn(optimisers[1], loss)
+
+    ours(), theirs(), ours_mixed(), theirs_mixed()
     size = sum(p.numel() for p in plain.parameters()) / 1e6
-    whole = fastest(turns, ours, theirs, clock=process_time)
+    whole = fastest(turns, ours, theirs, ours_mixed, theirs_mixed, clock=process_time)
     batches = fastest(turns, our_batch, their_batch, clock=process_time)
     return [
-        line(f"train, {size:.1f} M parameters", "windows", BATCH, whole),
-        line("of this drawing windows", "windows", BATCH, batches),
+        line(f"train, {size:.1f} M parameters", "windows", BATCH, whole[:2]),
+        line("ours in bf16-mixed", "windows", BATCH, [whole[2], whole[1]]),
+        line("both in bf16-mixed", "windows", BATCH, whole[2:]),
+        line("drawing windows alone", "windows", BATCH, batches),
     ]
 
 

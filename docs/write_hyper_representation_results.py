@@ -28,6 +28,8 @@ from weightspace.encoders import (
     Autoencoder,
     HyperRepresentation,
     HyperRepresentationConfig,
+    Predictor,
+    ProbeMoments,
     TrainingConfig,
     load_autoencoder,
 )
@@ -50,7 +52,7 @@ from weightspace.evaluation import (
     targets_of,
 )
 from weightspace.evaluation.generation import evaluate_generation
-from weightspace.evaluation.properties import number_scores, ridge, standardise
+from weightspace.evaluation.properties import SCORE_COLUMNS, number_scores, ridge, standardise
 from weightspace.evaluation.transfer import transfer as measure_transfer
 from weightspace.generators import (
     KDE,
@@ -122,6 +124,20 @@ def zoo_of(zoos: Path, name: str) -> Zoo:
     folder = zoos / name
     zoo = open_zoo(folder) if folder.is_dir() else train_zoo(folder, recipes()[name])
     return zoo.finite(largest=LARGEST)
+
+
+def described(zoos: Path) -> pl.DataFrame:
+    """What the page says of each zoo."""
+    rows = []
+    for name, recipe in recipes().items():
+        zoo = zoo_of(zoos, name)
+        last = zoo.last().table[ACCURACY]
+        rows.append({
+            "zoo": name, "network": recipe.network, "parameters": zoo.layout.parameters, "models": len(zoo.models),
+            "checkpoints": len(zoo), "images": recipe.train_limit, "side": recipe.side or 28, "epochs": recipe.epochs,
+            "median": last.median(), "best": last.max(),
+        })  # fmt: skip
+    return pl.DataFrame(rows)
 
 
 def images(name: str, test: int | None = None) -> Dataset:
@@ -200,6 +216,18 @@ def properties(zoos: Path, run: Path) -> None:
         layers_found.append(probe_layers(train, validation, test, by_layer, targets).select(*about, pl.all()))
     pl.concat(layers_found).write_csv(run / "layers.csv")
     pl.concat(tables).write_csv(run / "properties.csv")
+
+
+def supervised(zoos: Path, run: Path) -> None:
+    """An encoder that learns from accuracies, `probe-moments`, beside those that learn from weights alone."""
+    rows = []
+    for name in ("mnist-cnn-s-factors", "mnist-small-cnn"):
+        train, validation, test = zoo_of(zoos, name).split(SEED)
+        learned = Predictor.fit(ProbeMoments, train, validation=validation, targets=[ACCURACY])
+        for side, some in (("validation", validation), ("test", test)):
+            found = number_scores(some.table[ACCURACY].to_numpy(), learned.predict(some)[ACCURACY].to_numpy())
+            rows.append({"zoo": name, "side": side, "representation": "probe-moments, supervised"} | found)
+    pl.DataFrame(rows).write_csv(run / "supervised.csv")
 
 
 def embedded(encoder: Autoencoder, pooling: Pooling, zoo: Zoo) -> np.ndarray:
@@ -506,11 +534,12 @@ def elsewhere(three: SANE, splits: dict[str, tuple[Zoo, Zoo, Zoo]]) -> pl.DataFr
         "zoo": UNSEEN, "probe of": "three zoos", "representation": "SANE of three architectures, mean",
         "probe": "ridge", "target": ACCURACY, "metric": list(found), "value": list(found.values()),
         "n_train": len(known), "n_test": len(asked),
-    })  # fmt: skip
+    }, schema_overrides=SCORE_COLUMNS)  # fmt: skip
 
 
 STAGES = {
     "properties": properties,
+    "supervised": supervised,
     "generation": generation,
     "targets": targets,
     "ablation": ablation,
@@ -525,6 +554,7 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for name in stages or [*STAGES, "page"]:
         if name == "page":
+            described(Path(zoos)).write_csv(folder / "zoos.csv")
             page(folder)
         elif stages or not (folder / FILES[name]).is_file():
             STAGES[name](Path(zoos), folder)
