@@ -12,7 +12,7 @@ from weightspace.errors import ConfigError, ZooError
 from weightspace.evaluation.snapshots import Trajectory, snapshots, swag
 from weightspace.generators.batch_norm import has_running_statistics
 from weightspace.networks import CNN, Layout, streams
-from weightspace.networks.optimisers import schedule_factor
+from weightspace.networks.optimisers import PopulationOptimiser, schedule_factor
 from weightspace.networks.population import initial_rows, with_activation
 from weightspace.zoo import Zoo, behaviour
 
@@ -36,12 +36,10 @@ def test_the_schedule_is_the_formula(steps, cycles):
 
 
 def test_only_cosine_has_cycles():
+    one = torch.ones(1)
     for schedule, cycles in (("constant", 2), ("one_cycle", 2), ("cosine", 0)):
         with pytest.raises(ConfigError, match="only cosine"):
-            one = torch.ones(1)
-            networks.optimisers.PopulationOptimiser(
-                "sgd", one[None], one, one, one, schedule=schedule, steps=4, cycles=cycles
-            )
+            PopulationOptimiser("sgd", one[None], one, one, one, schedule=schedule, steps=4, cycles=cycles)
 
 
 def test_snapshots_are_the_minima_of_a_plain_loop(starts):

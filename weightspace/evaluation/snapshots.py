@@ -87,8 +87,8 @@ class Trajectory:
     >>> seen = Trajectory()
     >>> for rows in epochs:
     ...     seen = seen.after(rows, rank=2)
-    >>> seen.mean, seen.variance.round(decimals=3), seen.deviations.flatten()
-    (tensor([[4.]], dtype=torch.float64), tensor([[8.6670]], dtype=torch.float64), tensor([1., 4.], dtype=torch.float64))
+    >>> seen.mean.item(), round(seen.variance.item(), 3), seen.deviations.flatten().tolist()
+    (4.0, 8.667, [1.0, 4.0])
     """
 
     epochs: int = 0

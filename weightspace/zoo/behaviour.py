@@ -207,7 +207,8 @@ def fine_tune(
         zoo, data, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, checkpoints=kept,
         optimiser=optimiser, schedule=schedule, momentum=momentum, weight_decay=weight_decay, seed=seed, label=label,
     ):  # fmt: skip
-        stage, columns = zoo.with_weights(tuned), {}
+        stage = zoo.with_weights(tuned)
+        columns: dict[str, list[float]] = {}
         for part in ("validation", "test"):
             loss, accuracy = metrics(stage, getattr(data, f"{part}_images"), getattr(data, f"{part}_labels"))
             columns |= {f"metric.{part}_loss": loss.tolist(), f"metric.{part}_accuracy": accuracy.tolist()}
