@@ -149,7 +149,8 @@ def page(run: Path) -> None:
     text = PAGE.format(
         name=NAME, cores=facts["cores"], processor=facts["processor"], system=facts["system"], python=facts["python"],
         torch=version("torch"), zoos=table(zoos), drawn=50, training=168,
-        properties=properties(frames["properties"]), said_properties=said_properties(frames["properties"], frames["supervised"]),
+        properties=properties(frames["properties"]), 
+        said_properties=said_properties(frames["properties"], frames["supervised"]),
         generation=generation(frames["generation"], frames["novelty"]),
         said_generation=said_generation(frames["generation"], frames["novelty"]), targets=table(frames["targets"]),
         ablation=table(frames["ablation"].drop("^.*_std$")), said_ablation=said_ablation(frames["ablation"]),
@@ -213,8 +214,8 @@ def said_properties(found: pl.DataFrame, learned_from_accuracy: pl.DataFrame) ->
     for row in learned_from_accuracy.filter(side="test").rows(named=True):
         beside = r2.filter(zoo=row["zoo"], representation=STATISTICS, probe="boosting", side="test")["value"].item()
         lines.append(
-            f"`probe-moments`, our encoder that learns from accuracies, on {row['zoo']}: R² {compared(row['r2'], beside)} "
-            f"of boosted statistics, Kendall's τ {row['kendall_tau']:.3f}."
+            f"`probe-moments`, our encoder that learns from accuracies, on {row['zoo']}: R² "
+            f"{compared(row['r2'], beside)} of boosted statistics, Kendall's τ {row['kendall_tau']:.3f}."
         )
     return "\n".join(lines)
 
@@ -253,7 +254,8 @@ def said_generation(measured: pl.DataFrame, novelty: pl.DataFrame) -> str:
         "bootstrapping change nothing: children of children are worse than the best of the first round.",
         f"The `reference` sampler, as the published code draws by its fixed seed, makes shifted copies "
         f"({mean['SANE, reference', 0]:.3f} at d/τ {new['SANE, reference']['distance_ratio_50']:.2f}); the independent "
-        f"draws that the paper describes are at {mean['SANE, independent', 0]:.3f}. X",
+        f"draws that the paper describes are at {mean['SANE, independent', 0]:.3f}. So that error "
+        "likely made the published numbers.",
         f"SANE decodes held-out networks almost without loss ({mean['reconstruction of held-out', 0]:.3f} of "
         f"{mean['held-out', 0]:.3f}). The hyper-representation, one latent of 256 for 2464 weights and "
         f"880 steps, decodes "

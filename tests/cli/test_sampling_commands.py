@@ -97,6 +97,10 @@ def test_transfer_and_few_images(folder, digits_zoo, tmp_path, capsys):
     curves = pl.read_csv(tmp_path / "transfer_curves.csv")
     assert {"generated", "random initialisation", "held-out models"} < set(curves["source"])
     assert set(curves["epoch"]) == {0, 1}
+    own = ["--optimiser", "sgd", "--schedule", "one_cycle", "--momentum", 0.8, "--weight-decay", 0.001]
+    finer = ["--best", 1.0, "--epochs", 0, 0.1, 1, "--learning-rates", 0.05, "--out", tmp_path / "finer"]
+    assert run("evaluate", "transfer", folder / "samples", digits_zoo.path, *finer, *own) == 0
+    assert set(pl.read_csv(tmp_path / "finer" / "transfer_curves.csv")["epoch"]) == {0, 0.1, 1}
     task = ["--data", "digits", "--shots", 2, "--draws", 1]
     assert run("transfer", folder / "samples", digits_zoo.path, *task, *options) == 0
     assert set(pl.read_csv(tmp_path / "few_shot.csv")["shots"]) == {2}

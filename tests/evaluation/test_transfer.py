@@ -83,6 +83,35 @@ def test_equal_seeds_equal_tables(sources, tables):
     assert alone.summary["effect"].is_null().all() and alone.summary["threshold"].is_null().all()
 
 
+def test_a_tenth_of_an_epoch_is_measured_and_changes_nothing_else(sources, tables):
+    """Six steps an epoch, so one; neither batches nor the learning rate know that somebody looked."""
+    finer = transfer(sources, DIGITS, epochs=(0, 0.1, 1, 3), rates=(1e-3, 1e-2))
+    assert finer.curves.filter(pl.col("epoch") != 0.1).equals(tables.curves)
+    assert finer.networks.filter(pl.col("epoch") != 0.1).equals(tables.networks)
+    rate = finer.summary.filter(source="trained")["learning_rate"].item()
+    tenth = behaviour.training_stages(
+        sources["trained"], DIGITS, epochs=1, learning_rate=rate, checkpoints=[1 / len(DIGITS.train_images)]
+    )
+    labels = DIGITS.test_labels
+    accuracy = behaviour.metrics(sources["trained"].with_weights(next(tenth)[1]), DIGITS.test_images, labels)[1]
+    found = finer.networks.filter(source="trained", epoch=0.1)["accuracy"].to_numpy()
+    assert found == pytest.approx(accuracy.double().numpy())
+    assert finer.curves["epoch"].dtype == finer.networks["epoch"].dtype == pl.Float64
+
+
+def test_sources_are_trained_as_their_zoo_was(sources):
+    """The optimiser, its schedule and momentum reach training, and the choice of the learning rate."""
+    own = {"optimiser": "sgd", "schedule": "one_cycle", "momentum": 0.5, "weight_decay": 1e-3}
+    some = {"trained": sources["trained"]}
+    found = transfer(some, DIGITS, epochs=(0.5, 2), rates=(0.1, 1e-5), **own)
+    assert found.summary["learning_rate"].item() == 0.1
+    tuned = behaviour.fine_tune(some["trained"], DIGITS, epochs=2, learning_rate=0.1, checkpoints=[2], **own)
+    accuracy = behaviour.metrics(tuned, DIGITS.test_images, DIGITS.test_labels)[1]
+    assert found.networks.filter(epoch=2)["accuracy"].to_numpy() == pytest.approx(accuracy.double().numpy())
+    with pytest.raises(ConfigError, match="an epoch after 0"):
+        transfer(some, DIGITS, epochs=(0.0, float("nan")))
+
+
 def test_tables_are_saved(tables, tmp_path):
     tables.save(tmp_path / "new")
     assert pl.read_csv(tmp_path / "new" / "transfer_curves.csv").height == tables.curves.height

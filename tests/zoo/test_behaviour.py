@@ -11,7 +11,7 @@ from weightspace.datasets import load
 from weightspace.errors import ConfigError, DatasetError, ZooError
 from weightspace.networks.population import with_activation
 from weightspace.zoo import Zoo
-from weightspace.zoo.behaviour import by_activation, fine_tune, logits, metrics
+from weightspace.zoo.behaviour import by_activation, fine_tune, logits, metrics, training_stages
 from weightspace.zoo.recipe import Recipe
 from weightspace.zoo.train import train
 
@@ -151,6 +151,50 @@ def test_pairs_share_their_batches(starts):
 def test_kept_epochs(starts):
     made = fine_tune(starts.take([0, 1]), DIGITS, epochs=2, learning_rate=1e-3, checkpoints=[2, 0])
     assert made.table.group_by("model").agg(pl.col("step").sort())["step"].to_list() == [[0, 2]] * 2
+
+
+def test_looking_within_an_epoch_changes_nothing(starts):
+    """Nine steps an epoch: a tenth is the first one; whole epochs are those of a run that is looked at less often."""
+    options = {"epochs": 2, "learning_rate": 1e-2, "optimiser": "sgd", "schedule": "one_cycle", "seed": 4}
+    often = dict(training_stages(starts, DIGITS, checkpoints=(0, 0.01, 0.1, 0.2, 1, 2), **options))
+    assert list(often) == [0, 0.01, 0.1, 0.2, 1, 2] and often[0].equal(starts.weights())
+    seldom = fine_tune(starts, DIGITS, checkpoints=(1, 2), **options)
+    for epoch in (1, 2):
+        assert often[epoch].equal(seldom.where(pl.col("step") == epoch).weights())
+    assert often[0.01].equal(often[0.1]) and not often[0.1].equal(often[0.2])
+    short = dict(training_stages(starts, DIGITS, epochs=0.2, learning_rate=1e-2, seed=4))
+    assert list(short) == [0]
+    ((_, brief),) = training_stages(starts, DIGITS, epochs=0.2, learning_rate=1e-2, seed=4, checkpoints=[0.2])
+    whole = training_stages(starts, DIGITS, epochs=1, learning_rate=1e-2, seed=4, checkpoints=[0.2])
+    assert brief.equal(next(whole)[1])  # a constant rate does not know how long the run is
+
+
+def test_a_zoo_is_trained_further_in_its_own_way(starts):
+    """SGD with momentum, one cycle and weight decay: PyTorch's, on the batches that the seed gives."""
+    from weightspace.networks import streams
+
+    own = starts.take([3])
+    module = with_activation(
+        networks.from_json(own.header["network"]), own.table["config.activation"][0]
+    ).build().eval()  # fmt: skip
+    module.load_state_dict(own.layout.unflatten(own.weights()[0]))
+    sgd = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.5, weight_decay=1e-2)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.1, total_steps=9, cycle_momentum=False)
+    seed, n = torch.tensor([0]), len(DIGITS.train_images)
+    order = streams.permutation(seed, 1, n)[0][streams.permutation(seed, 1_000_001, n)[0]]
+    for batch in order[: 9 * 32].split(32):
+        sgd.zero_grad()
+        F.cross_entropy(module(DIGITS.train_images[batch]), DIGITS.train_labels[batch]).backward()
+        sgd.step()
+        if cycle.last_epoch < 8:
+            cycle.step()
+    made = fine_tune(
+        own, DIGITS, epochs=1, learning_rate=0.1, checkpoints=[1], optimiser="sgd", schedule="one_cycle", momentum=0.5,
+        weight_decay=1e-2,
+    )  # fmt: skip
+    torch.testing.assert_close(made.weights()[0], own.layout.flatten(module.state_dict()), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"momentum must lie in \[0, 1\)"):
+        fine_tune(own, DIGITS, epochs=1, learning_rate=0.1, momentum=1.0)
 
 
 def test_wrong_requests_are_refused(zoo, starts):

@@ -13,6 +13,7 @@ from weightspace.encoders.preparation import aligned_rows, training_reference
 from weightspace.errors import DatasetError, ZooError
 from weightspace.evaluation.fine_tuning import LEARNING_RATES
 from weightspace.evaluation.transfer import EPOCHS
+from weightspace.networks.optimisers import OptimiserName, Schedule
 from weightspace.report import layers_picture
 from weightspace.zoo import Zoo
 from weightspace.zoo import open as open_zoo
@@ -135,9 +136,13 @@ def transfer(
     data: str | None = None,
     shots: tuple[int, ...] = (),
     draws: int = 3,
-    epochs: tuple[int, ...] = EPOCHS,
+    epochs: tuple[float, ...] = EPOCHS,
     learning_rates: tuple[float, ...] = LEARNING_RATES,
     batch_size: int = 32,
+    optimiser: OptimiserName = "adam",
+    schedule: Schedule = "constant",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
     best: float = evaluation.PROMPTS,
     out: Path = Path("tables"),
     data_root: Path | None = None,
@@ -154,9 +159,13 @@ def transfer(
         data: Images of the task, in the size of the zoo's; those of the zoo by default.
         shots: Train with so many images of each class, for each of these numbers, instead of with all.
         draws: Sets of images for each number of shots.
-        epochs: When to measure; 0 is before training.
+        epochs: When to measure; 0 is before training, 0.1 after a tenth of the steps of an epoch, rounded up.
         learning_rates: Each source has the one of these that validation images choose.
         batch_size: Images in a step.
+        optimiser: Trains every source; those of zoo train, so that networks can be trained as their zoo was.
+        schedule: How the learning rate changes from the start to the last epoch.
+        momentum: Of SGD.
+        weight_decay: Coefficient of the L2 penalty (of adamw: of its decay).
         best: Share of the best training and test models that are compared.
         out: Folder for the tables: transfer_curves.csv and others, or few_shot.csv.
         data_root: Folder of image data sets; the environment variable WEIGHTSPACE_DATA by default.
@@ -180,7 +189,10 @@ def transfer(
         open_zoo(networks), task, prompts=prompts, heldout=heldout, align=lambda some: aligned_rows(some, reference),
         seed=seed,
     )  # fmt: skip
-    common: dict[str, Any] = {"epochs": epochs, "rates": learning_rates, "batch_size": batch_size, "seed": seed}
+    common: dict[str, Any] = {
+        "epochs": epochs, "rates": learning_rates, "batch_size": batch_size, "optimiser": optimiser,
+        "schedule": schedule, "momentum": momentum, "weight_decay": weight_decay, "seed": seed,
+    }  # fmt: skip
     if shots:
         table = evaluation.few_shot(sources, task, shots=shots, draws=draws, **common)
         out.mkdir(parents=True, exist_ok=True)
@@ -191,6 +203,7 @@ def transfer(
     tables = evaluation.transfer(sources, task, **common)
     tables.save(out)
     curve = tables.curves.pivot("epoch", index="source", values="accuracy_mean")
+    curve = curve.rename(lambda name: name if name == "source" else f"{float(name):g}")
     show(curve, f"test accuracy by epoch of training on {task.name} ({out})")
     show(tables.summary.drop("threshold"), "summary")
 

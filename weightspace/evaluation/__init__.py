@@ -33,6 +33,7 @@ from weightspace.evaluation.properties import (
     predict_properties,
     statistics,
 )
+from weightspace.evaluation.snapshots import snapshots, swag
 from weightspace.evaluation.targeting import obtained
 from weightspace.evaluation.transfer import TransferTables, few_images, few_shot, initialisations, transfer
 from weightspace.generators import baselines
@@ -64,7 +65,9 @@ __all__ = [
     "properties",
     "representations_of",
     "shifted_properties",
+    "snapshots",
     "summary",
+    "swag",
     "targets_of",
     "train_on_labels",
     "transfer",

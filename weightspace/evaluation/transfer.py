@@ -9,6 +9,7 @@ Axes: m network, n image, k class.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from os import PathLike
 
 import numpy as np
@@ -26,9 +27,11 @@ from weightspace.evaluation.fine_tuning import LEARNING_RATES, best_learning_rat
 from weightspace.evaluation.probabilities import population_probabilities
 from weightspace.evaluation.tables import save_tables
 from weightspace.generators import baselines, with_head
+from weightspace.networks.optimisers import OptimiserName, Schedule
+from weightspace.networks.population import Epoch
 from weightspace.zoo import Zoo, behaviour
 
-EPOCHS = (0, 1, 2, 5, 10, 25)
+EPOCHS = (0.0, 0.1, 1.0, 2.0, 5.0, 10.0, 25.0)
 REFERENCE = "random initialisation"
 SHOTS = (1, 5, 20)
 """Images of each class."""
@@ -42,7 +45,7 @@ class TransferTables:
     """What was measured on test images, as tidy tables; a value that does not exist is null."""
 
     networks: pl.DataFrame
-    """A row a source, network and epoch: source, model, epoch, accuracy, nll."""
+    """A row a source, network and epoch: source, model, epoch (a float: 0.1 is a tenth of one), accuracy, nll."""
     curves: pl.DataFrame
     """A row a source and epoch: n, accuracy_mean, _std, _low and _high (95 % interval of the mean, Student's t), nll
     and ece (means over networks), the same of the ensemble of all networks of the source (mean softmax) as ensemble_*,
@@ -154,9 +157,13 @@ def transfer(
     sources: Mapping[str, Zoo],
     data: Dataset,
     *,
-    epochs: Sequence[int] = EPOCHS,
+    epochs: Sequence[Epoch] = EPOCHS,
     rates: Sequence[float] = LEARNING_RATES,
     batch_size: int = 32,
+    optimiser: OptimiserName = "adam",
+    schedule: Schedule = "constant",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
     reference: str = REFERENCE,
     threshold: float | None = None,
     seed: int = 0,
@@ -166,21 +173,30 @@ def transfer(
     Args:
         sources: Networks by the name of what made them, one checkpoint a model, with as many classes as the task.
         data: The task; with few training images, of `few_images`, a batch has at most all of them.
-        epochs: When to measure, 0 is before training. With few images an epoch is few steps.
-        rates: Learning rates to choose from, for each source by its mean validation accuracy at these epochs.
+        epochs: When to measure, 0 is before training. A fraction of an epoch is that of its steps, rounded up: at least
+            one step, so that with few images a tenth of an epoch and a whole one can be the same.
+        rates: Learning rates to choose from, for each source by its mean validation accuracy at those of the
+            epochs that are at least 1, or at all after 0 where none is.
         batch_size: Images in a step.
+        optimiser: As in a `Recipe`, and so are the next three: a zoo's own ones train its networks as it was trained.
+            The default rates are meant for Adam.
+        schedule: Of the learning rate, from the start to the last epoch: in the middle of `one_cycle` or `cosine`
+            networks are worse than a shorter run would have made them.
+        momentum: Of `sgd`.
+        weight_decay: Coefficient of the L2 penalty, of `adamw` of its decay.
         reference: The source that others are compared with, if it is among them.
         threshold: Accuracy whose epoch is wanted; the final one of the reference when missing.
         seed: Of the batches, the same for every source.
 
     Raises:
         ConfigError: There is no source or no epoch after 0, or networks have another number of classes.
-        UnknownName: A reference was named that is not among the sources.
+        UnknownName: A reference was named that is not among the sources, or there is no such optimiser or schedule.
         ZooError: A source is empty, has several checkpoints of a model, or NaN weights.
         DatasetError: Networks are made for images of another shape.
     """
     measured = sorted(set(epochs))
-    if not sources or not measured or measured[0] < 0 or measured[-1] < 1 or not rates:
+    usable = all(0 <= epoch < inf for epoch in measured) and any(measured)
+    if not sources or not usable or not rates:
         raise ConfigError(
             f"a transfer needs sources, learning rates and an epoch after 0, got {len(sources)} sources, "
             f"{list(rates)} and {measured}"
@@ -190,25 +206,28 @@ def transfer(
     for name, zoo in sources.items():
         _check(name, zoo, data)
     size = min(batch_size, len(data.train_labels))
-    later = [epoch for epoch in measured if epoch]
+    # by whole epochs where there are some, so that a look at a tenth of one changes no learning rate
+    judged = [epoch for epoch in measured if epoch >= 1] or [epoch for epoch in measured if epoch]
     rows, curves, rate = [], [], {}
     for name, zoo in sources.items():
         rate[name] = best_learning_rate(
-            name, zoo, data, epochs=later, rates=rates, batch_size=size, seed=seed,
+            name, zoo, data, epochs=judged, rates=rates, batch_size=size, optimiser=optimiser, schedule=schedule,
+            momentum=momentum, weight_decay=weight_decay, seed=seed,
         )  # fmt: skip
-        stages = behaviour.fine_tune(
-            zoo, data, epochs=measured[-1], learning_rate=rate[name], batch_size=size, checkpoints=measured, seed=seed,
+        stages = behaviour.training_stages(
+            zoo, data, epochs=measured[-1], learning_rate=rate[name], batch_size=size, checkpoints=measured,
+            optimiser=optimiser, schedule=schedule, momentum=momentum, weight_decay=weight_decay, seed=seed,
             label=f"training {name}",
         )  # fmt: skip
-        for epoch in measured:
-            stage = stages.where(pl.col("step") == epoch)
+        for epoch, weights in stages:
+            stage = zoo.with_weights(weights)
             probabilities = population_probabilities(stage, data.test_images)
             single = scores(probabilities, data.test_labels)
             together = scores(probabilities.mean(0, keepdim=True), data.test_labels)
-            about = {"source": name, "epoch": epoch}
+            about = {"source": name, "epoch": float(epoch)}
             rows.append(
                 stage.table.select("model").with_columns(
-                    pl.lit(name).alias("source"), pl.lit(epoch, pl.Int64).alias("epoch"),
+                    pl.lit(name).alias("source"), pl.lit(epoch, pl.Float64).alias("epoch"),
                     accuracy=pl.Series(single["accuracy"].tolist()), nll=pl.Series(single["nll"].tolist()),
                 ).select("source", "model", "epoch", "accuracy", "nll")
             )  # fmt: skip
@@ -230,9 +249,13 @@ def few_shot(
     shots: Sequence[int] = SHOTS,
     draws: int = 3,
     seed: int = 0,
-    epochs: Sequence[int] = EPOCHS,
+    epochs: Sequence[Epoch] = EPOCHS,
     rates: Sequence[float] = LEARNING_RATES,
     batch_size: int = 32,
+    optimiser: OptimiserName = "adam",
+    schedule: Schedule = "constant",
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
 ) -> pl.DataFrame:
     """Transfer with few images of each class, for several numbers and draws of them.
 
@@ -240,7 +263,7 @@ def few_shot(
         shots: Training images of a class.
         draws: Sets of images for each number.
         seed: Of the first draw; the others follow.
-        epochs: As `transfer`; the learning rate is chosen anew for every set.
+        epochs: As `transfer`, and so is all that follows; the learning rate is chosen anew for every set.
 
     Returns:
         A row a number of shots, draw and source: the summary of `transfer`, with `shots` and `draw`.
@@ -254,7 +277,10 @@ def few_shot(
     for count in shots:
         for number in range(draws):
             some = few_images(data, count, seed=seed + number)
-            made = transfer(sources, some, epochs=epochs, rates=rates, batch_size=batch_size, seed=seed + number)
+            made = transfer(
+                sources, some, epochs=epochs, rates=rates, batch_size=batch_size, optimiser=optimiser,
+                schedule=schedule, momentum=momentum, weight_decay=weight_decay, seed=seed + number,
+            )  # fmt: skip
             about = [pl.lit(count, pl.Int64).alias("shots"), pl.lit(number, pl.Int64).alias("draw")]
             tables.append(made.summary.select(*about, pl.all()))
     return pl.concat(tables)
@@ -307,5 +333,5 @@ def _summary(found: pl.DataFrame, curves: pl.DataFrame, reference: str, threshol
             row["effect"] = float(test.statistic / (len(final[str(name)]) * len(final[reference])))
             row["p_value"] = float(test.pvalue)
         rows.append(row)
-    maybe = {"threshold": pl.Float64, "epochs_to_threshold": pl.Int64, "effect": pl.Float64, "p_value": pl.Float64}
+    maybe = {"threshold": pl.Float64, "epochs_to_threshold": pl.Float64, "effect": pl.Float64, "p_value": pl.Float64}
     return pl.DataFrame(rows, schema_overrides=maybe, infer_schema_length=None)

@@ -9,36 +9,44 @@ Axes: m network, p parameter.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from math import cos, pi
+from math import ceil, cos, pi
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from weightspace.errors import unknown_name
+from weightspace.errors import ConfigError, unknown_name
 
 OptimiserName = Literal["adam", "adamw", "sgd", "rmsprop"]
-Schedule = Literal["constant", "one_cycle"]
+Schedule = Literal["constant", "one_cycle", "cosine"]
 OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 _WARM_UP, _START, _END = 0.3, 25, 1e4
 
 
-def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
+def schedule_factor(schedule: Schedule, step: int, steps: int, cycles: int = 1) -> float:
     """Factor on the learning rate at a step.
 
     `one_cycle` rises from 1/25 to 1 in the first 30 % of the steps and falls to 1/250 000 (Smith and Topin, 2019, with
-    PyTorch's cosines and defaults; momentum stays as it is).
+    PyTorch's cosines and defaults; momentum stays as it is). `cosine` falls from 1 almost to 0 along half a cosine, and
+    does so anew in every cycle (Loshchilov and Hutter, 2017): (cos(π mod(t - 1, ⌈T/M⌉) / ⌈T/M⌉) + 1) / 2 at step t of T
+    steps with M cycles.
 
     Args:
         step: Counted from 1 to `steps`.
+        cycles: Of `cosine`.
 
     >>> [round(schedule_factor("one_cycle", step, 20), 3) for step in (1, 6, 20)]
     [0.04, 1.0, 0.0]
+    >>> [round(schedule_factor("cosine", step, 8, cycles=2), 3) for step in (1, 3, 4, 5)]
+    [1.0, 0.5, 0.146, 1.0]
     """
     if schedule == "constant":
         return 1.0
+    if schedule == "cosine":
+        length = ceil(steps / cycles)
+        return (cos(pi * ((step - 1) % length) / length) + 1) / 2
     peak = _WARM_UP * steps - 1
     low, high, share = (1 / _START, 1.0, (step - 1) / peak) if step - 1 <= peak else (
         1 / (_START * _END), 1.0, (steps - step) / max(1e-9, steps - 1 - peak)
@@ -69,9 +77,11 @@ class PopulationOptimiser:
         learning_rate: Per network, `[m]`; so are weight decay and momentum.
         momentum: Of `sgd`; the others do not have it.
         steps: Steps of the whole run, for the schedule.
+        cycles: Of the schedule `cosine`.
 
     Raises:
         UnknownName: There is no such optimiser or schedule.
+        ConfigError: There is no cycle, or there are several of another schedule than `cosine`.
 
     >>> one = torch.ones(1)
     >>> sgd = PopulationOptimiser("sgd", torch.ones(1, 2), one / 2, one * 0, one * 0, schedule="constant", steps=1)
@@ -90,12 +100,15 @@ class PopulationOptimiser:
         *,
         schedule: Schedule,
         steps: int,
+        cycles: int = 1,
     ):
         if name not in OPTIMISERS:
             raise unknown_name("optimiser", name, OPTIMISERS)
         if schedule not in SCHEDULES:
             raise unknown_name("schedule", schedule, SCHEDULES)
-        self.name, self.schedule, self.steps, self.steps_done = name, schedule, steps, 0
+        if cycles < 1 or (cycles > 1 and schedule != "cosine"):
+            raise ConfigError(f"the schedule {schedule!r} cannot have {cycles} cycles: only cosine has more than one")
+        self.name, self.schedule, self.steps, self.cycles, self.steps_done = name, schedule, steps, cycles, 0
         diverged = torch.zeros(len(rows), 1, dtype=torch.bool, device=rows.device)
         self.state = OptimiserState(rows.clone(), torch.zeros_like(rows), torch.zeros_like(rows), diverged)
         self._learning_rate, self._weight_decay = learning_rate[:, None], weight_decay[:, None]
@@ -131,7 +144,7 @@ class PopulationOptimiser:
         Args:
             step: Counted from 1.
         """
-        return schedule_factor(self.schedule, step, self.steps), 1 - 0.9**step, 1 - 0.999**step
+        return schedule_factor(self.schedule, step, self.steps, self.cycles), 1 - 0.9**step, 1 - 0.999**step
 
     @torch.no_grad()
     def advanced(

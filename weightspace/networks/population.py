@@ -9,7 +9,7 @@ Axes: m network, p parameter, b image in a batch, n image, i image of one networ
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import ceil, floor, prod
 
 import torch
 from jaxtyping import Float, Int64
@@ -27,17 +27,21 @@ from weightspace.networks.optimisers import OptimiserName, OptimiserState, Popul
 
 __all__ = [
     "INITIALISATIONS",
+    "Epoch",
     "Hyperparameters",
     "initial_rows",
     "own_metrics",
     "population_logits",
     "population_metrics",
+    "steps_until",
     "subset_sizes",
     "subset_weights",
     "train_population",
     "with_activation",
 ]
 
+Epoch = float | int
+"""Passes over the training images: whole ones, or a fraction of one."""
 _SUBSET, _ORDER, _DROPOUT = 1, 1_000_000, 1_000_000_000  # first stream number of each use
 _MODELS, _IMAGES = 32, 125  # block of a forward pass without gradients: larger ones leave the processor cache
 
@@ -156,7 +160,7 @@ class Hyperparameters:
             raise ConfigError("dropout must lie in [0, 1)")
 
     def optimiser(
-        self, name: OptimiserName, rows: Float[Tensor, "m p"], *, schedule: Schedule, steps: int
+        self, name: OptimiserName, rows: Float[Tensor, "m p"], *, schedule: Schedule, steps: int, cycles: int = 1
     ) -> PopulationOptimiser:
         """The optimiser of these networks, at its start.
 
@@ -165,7 +169,7 @@ class Hyperparameters:
         """
         momentum = torch.full_like(self.learning_rate, 0.9) if self.momentum is None else self.momentum
         return PopulationOptimiser(
-            name, rows, self.learning_rate, self.weight_decay, momentum, schedule=schedule, steps=steps
+            name, rows, self.learning_rate, self.weight_decay, momentum, schedule=schedule, steps=steps, cycles=cycles
         )
 
 
@@ -178,6 +182,16 @@ def subset_sizes(fraction: Float[Tensor, " m"], images: int, classes: int) -> In
     return (fraction.double() * images).round().long().clamp(min(classes, images), images)
 
 
+def steps_until(epoch: Epoch, steps_per_epoch: int) -> int:
+    """Steps of a number of epochs: rounded up, so that a fraction above 0 is at least one step.
+
+    >>> [steps_until(epoch, 15) for epoch in (0, 1e-9, 0.1, 0.2, 1, 2.5)]
+    [0, 1, 2, 3, 15, 38]
+    """
+    steps = ceil(round(epoch * steps_per_epoch, 6))  # 0.07 of 100 steps is a little more than 7 in binary
+    return max(steps, int(epoch > 0))
+
+
 def train_population(
     network: Network,
     rows: Float[Tensor, "m p"],
@@ -185,32 +199,37 @@ def train_population(
     images: Float[Tensor, "n c h w"],
     labels: Int64[Tensor, " n"] | Int64[Tensor, "m i"],
     *,
-    epochs: int,
+    epochs: Epoch,
     batch_size: int,
     optimiser: OptimiserName = "adam",
     schedule: Schedule = "constant",
-    checkpoints: Collection[int] | None = None,
+    cycles: int = 1,
+    checkpoints: Collection[Epoch] | None = None,
     places: Int64[Tensor, "m i"] | None = None,
     compile: bool = False,
-) -> Iterator[tuple[int, Float[Tensor, "m p"], Float[Tensor, " m"]]]:
+) -> Iterator[tuple[Epoch, Float[Tensor, "m p"], Float[Tensor, " m"]]]:
     """Train a population and yield it at its checkpoints.
 
     An epoch is `n // batch_size` steps for every network; one with a smaller `train_fraction` sees its own images
-    several times in an epoch, so equal epochs mean equal compute. Running statistics of batch normalisation follow
-    each network's own batches with momentum 0.1. All tensors lie on one device.
+    several times in an epoch, so equal epochs mean equal compute. A fraction of an epoch is that of its steps, rounded
+    up, and has the first batches of the whole epoch: which checkpoints are kept changes nothing. Running statistics of
+    batch normalisation follow each network's own batches with momentum 0.1. All tensors lie on one device.
 
     Args:
         rows: Weights to start from; not changed.
-        checkpoints: Epochs to yield, 0 is before training; all of them when missing.
+        cycles: Of the schedule `cosine`.
+        checkpoints: Epochs to yield, 0 is before training; all whole ones when missing.
         places: Which of the images are each network's own, where they do not all learn the same; an epoch is a pass
             over these, and `labels` says for each network what it should say of them.
         compile: Run each step as one compiled program, with CUDA graphs on a GPU. The same numbers up to rounding.
 
     Yields:
-        Epoch, a copy of the rows, and 1.0 for every network that has diverged (its row is its last finite one).
+        Epoch, a copy of the rows, and 1.0 for every network that has diverged (its row is its last finite one); in the
+        order of epochs, those that fall on the same step one after the other.
 
     Raises:
-        ConfigError: The batch is larger than the data, or the step cannot be compiled.
+        ConfigError: The batch is larger than the data, the schedule cannot have so many cycles, or the step cannot be
+            compiled.
         UnknownName: There is no such optimiser or schedule.
         DatasetError: The images have another shape than the network's.
     """
@@ -222,28 +241,34 @@ def train_population(
     layout = Layout.of(module)
     h = hyperparameters
     steps_per_epoch = count // batch_size
-    state = h.optimiser(optimiser, rows, schedule=schedule, steps=epochs * steps_per_epoch)
+    steps = steps_until(epochs, steps_per_epoch)
+    state = h.optimiser(optimiser, rows, schedule=schedule, steps=steps, cycles=cycles)
     keep_shapes = _dropout_shapes(module, images[:1]) if bool((h.dropout > 0).any()) else {}
     step = _population_step(module, layout, state, batch_size, compiled=compile)
     take = compiled_step(step, state) if compile else step
     sizes = subset_sizes(h.train_fraction, count, network.classes)
     subset = streams.permutation(h.seeds, _SUBSET, count)
 
-    def wanted(epoch: int) -> bool:
-        return checkpoints is None or epoch in checkpoints
+    due: dict[int, list[Epoch]] = {}
+    for kept in sorted(set(range(floor(epochs) + 1) if checkpoints is None else checkpoints)):
+        due.setdefault(steps_until(kept, steps_per_epoch), []).append(kept)
 
-    if wanted(0):
-        yield 0, state.rows.clone(), state.diverged[:, 0].float()
-    for epoch in range(1, epochs + 1):
+    def reached() -> Iterator[tuple[Epoch, Tensor, Tensor]]:
+        for epoch in due.get(state.steps_done, ()):
+            yield epoch, state.rows.clone(), state.diverged[:, 0].float()
+
+    yield from reached()
+    while state.steps_done < steps:
+        epoch = state.steps_done // steps_per_epoch + 1
         order = subset.gather(1, streams.permutation(h.seeds, _ORDER + epoch, count) % sizes[:, None])
-        for batch in order[:, : steps_per_epoch * batch_size].split(batch_size, dim=1):
+        left = min(steps_per_epoch, steps - state.steps_done)
+        for batch in order[:, : left * batch_size].split(batch_size, dim=1):
             masks = _dropout_masks(h, keep_shapes, batch_size, state.steps_done + 1)
             if places is None:
                 state.take(take, masks, images[batch], labels[batch])
             else:
                 state.take(take, masks, images[places.gather(1, batch)], labels.gather(1, batch))
-        if wanted(epoch):
-            yield epoch, state.rows.clone(), state.diverged[:, 0].float()
+            yield from reached()
 
 
 def _population_step(

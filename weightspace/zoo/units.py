@@ -224,7 +224,7 @@ def _classified(
             metrics |= {f"metric.{side}_loss": loss.tolist(), f"metric.{side}_accuracy": accuracy.tolist()}
         pairs = zip(metrics["metric.train_accuracy"], metrics["metric.test_accuracy"], strict=True)
         metrics["metric.generalisation_gap"] = [train - test for train, test in pairs]
-        yield epoch, trained, diverged, metrics
+        yield int(epoch), trained, diverged, metrics
 
 
 def _fitted(
