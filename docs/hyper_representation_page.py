@@ -149,7 +149,7 @@ def page(run: Path) -> None:
     text = PAGE.format(
         name=NAME, cores=facts["cores"], processor=facts["processor"], system=facts["system"], python=facts["python"],
         torch=version("torch"), zoos=table(zoos), drawn=50, training=168,
-        properties=properties(frames["properties"]), 
+        properties=properties(frames["properties"]),
         said_properties=said_properties(frames["properties"], frames["supervised"]),
         generation=generation(frames["generation"], frames["novelty"]),
         said_generation=said_generation(frames["generation"], frames["novelty"]), targets=table(frames["targets"]),
