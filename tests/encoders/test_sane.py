@@ -17,7 +17,7 @@ from weightspace.encoders.preparation import Preparation
 from weightspace.encoders.sane import SANEModule, log_magnitude
 from weightspace.encoders.sane_config import cnn, resnet18, small
 from weightspace.encoders.sequences import halo_windows
-from weightspace.encoders.transformer import masked_mse, nt_xent
+from weightspace.encoders.transformer import attention, masked_mse, nt_xent
 from weightspace.errors import ConfigError
 from weightspace.networks import Layout
 from weightspace.symmetry import chain_groups, gather_index, random_permutations
@@ -156,6 +156,13 @@ def test_nt_xent_known_answers():
     assert nt_xent(first, first + 0.01 * second, 0.1) < nt_xent(first, second, 0.1)
 
 
+def test_nt_xent_is_in_float32_under_mixed_precision():
+    first, second = torch.randn(2, 6, 4, generator=generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = nt_xent(first, second, 0.1)
+    assert torch.equal(mixed, nt_xent(first, second, 0.1))
+
+
 # --- the module ------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +200,34 @@ def test_loss_is_its_parts():
     one = parts[0.3]
     torch.testing.assert_close(one["loss"], 0.7 * one["reconstruction"] + 0.3 * one["contrast"], rtol=1e-6, atol=0)
     assert parts[0.0]["loss"] == parts[0.0]["reconstruction"] == one["reconstruction"]
+
+
+def test_attention_in_bfloat16_is_that_in_float32():
+    """Values and gradients, to a few roundings: bfloat16 has eight bits, so 2^-8 each."""
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        qkv = torch.randn(3, 2, 2, 9, 8, generator=generator()).bfloat16().to(dtype).requires_grad_()
+        attended = attention(*qkv)
+        attended.float().square().sum().backward()
+        found[dtype] = (attended.detach().float(), qkv.grad.float())
+    for one, other in zip(*found.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02 * float(one.abs().max()))
+    q, k, v = torch.randn(3, 2, 2, 9, 8, generator=generator()).bfloat16()
+    assert not torch.allclose(attention(q, k, v).float(), attention(q, v, k).float(), rtol=0.02, atol=0.1)
+
+
+def test_gradients_under_mixed_precision_point_the_same_way():
+    made, rows = encoder(), rows_of(8)
+    gradients = []
+    for mixed in (False, True):
+        made.module.zero_grad()
+        views = made.view.tokenise(rows).expand(2, 8, 9, 7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = made.module(views, made.view.positions, made.view.mask)["loss"]
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in made.module.parameters()]))
+    assert not torch.equal(*gradients)
+    assert float(F.cosine_similarity(*gradients, dim=0)) > 0.999
 
 
 def test_attention_looks_both_ways_and_at_its_own_window_only():

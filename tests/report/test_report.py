@@ -18,7 +18,26 @@ from weightspace.networks.layout import Layout
 from weightspace.report import figures
 from weightspace.zoo.store import Zoo
 
-SECTIONS = ["the-population", "reading-properties", "generating-networks", "how-it-was-made"]
+SECTIONS = [
+    "the-population",
+    "reading-properties",
+    "layer-by-layer",
+    "generating-networks",
+    "transfer",
+    "how-it-was-made",
+]
+SECTION_OF = {
+    "map": "the-population",
+    "properties": "reading-properties",
+    "predictions": "reading-properties",
+    "layers": "layer-by-layer",
+    "networks": "generating-networks",
+    "generation": "generating-networks",
+    "novelty": "generating-networks",
+    "ensembles": "generating-networks",
+    "transfer_curves": "transfer",
+    "transfer_summary": "transfer",
+}
 NASTY = "<script>alert('x')</script><b>&"
 SOURCES = {  # accuracy at epoch 0, 1 and 5; distance ratio
     "generated": (0.926, 0.951, 0.958, 0.91),
@@ -169,6 +188,47 @@ def make_tables(folder: Path, models: int = 40, per_source: int = 30) -> None:
     columns = ["source", "members", "accuracy", "nll", "brier", "ece"]
     pl.DataFrame(ensembles, schema=columns, orient="row").write_csv(folder / "ensembles.csv")
 
+    make_layers(folder / "layers.csv")
+    make_transfer(folder)
+
+
+def make_layers(path: Path) -> None:
+    """As `evaluation.probe_layers` has them: two probes of numbers, and nothing for a class that never varies."""
+    rows = []
+    for name, shift in (("statistics", 0.0), ("sane", 0.05)):
+        for number, layer in enumerate(["007", "conv2", "fc1", "all layers"]):
+            about = (name, layer, number if layer != "all layers" else None)
+            for probe, gain in (("ridge", 0.0), ("boosting", 0.3)):
+                r2 = -4.5 if layer == "007" else 0.2 * number + shift + gain
+                rows.append((*about, probe, "metric.test_accuracy", "r2", r2, 1120, 240))
+            rows.append((*about, "logistic", "config.activation", "accuracy", 0.6, 1120, 240))
+            rows.append((*about, "logistic", "config.activation", "majority", 0.5, 1120, 240))
+            rows.append((*about, "ridge", "config.dropout", "r2", None, 1120, 240))
+    columns = ["representation", "layer", "layer_number", "probe", "target", "metric", "value", "n_train", "n_test"]
+    pl.DataFrame(rows, schema=columns, orient="row", infer_schema_length=None).sample(
+        fraction=1, shuffle=True, seed=0
+    ).sort(pl.col("probe") == "boosting", maintain_order=True).write_csv(path)
+
+
+def make_transfer(folder: Path) -> None:
+    curves, summary = [], []
+    for name, (mean, final, half) in {
+        "random initialisation": (0.1, 0.8, 0.03),
+        "generated": (0.55, 0.85, 0.02),
+        "zoo models": (0.5, 0.99, 0.04),
+    }.items():
+        for epoch, value in ((0, mean), (1, (mean + final) / 2), (25, final)):
+            curves.append((name, epoch, 20, value, value - half, value + half, 0.5, 0.02, 0.01))
+        random = name == "random initialisation"
+        reached = (None, None, None) if random else (1, 0.93, 4e-7)
+        summary.append((name, 0.0003, mean, final, (mean + final) / 2, 0.8, *reached))
+    columns = ["source", "epoch", "n", *(f"accuracy_{x}" for x in ("mean", "low", "high")), "nll", "ece"]
+    pl.DataFrame(curves, schema=[*columns, "learning_rate"], orient="row").write_csv(folder / "transfer_curves.csv")
+    columns = ["source", "learning_rate", "start", "final", "area", "threshold", "epochs_to_threshold"]
+    pl.DataFrame(summary, schema=[*columns, "effect", "p_value"], orient="row", infer_schema_length=None).write_csv(
+        folder / "transfer_summary.csv"
+    )
+
 
 def make_zoo(folder: Path) -> None:
     layout = Layout.of(torch.nn.Linear(3, 2))
@@ -214,8 +274,8 @@ def page(run: Path) -> Page:
 def test_sections_stand_in_order_and_every_figure_has_its_data(page: Page):
     assert page.sections == SECTIONS
     places = {a["id"]: a["data-figure"] for _, a in page.tags if a.get("class") == "plot"}
-    names = "map zoo-accuracy training properties predicted-0 predicted-1 epoch0 distance fine-tuning ensembles history"
-    assert list(places) == names.split()
+    names = "map zoo-accuracy training properties predicted-0 predicted-1 layers-0 layers-1 epoch0 distance fine-tuning"
+    assert list(places) == [*names.split(), "ensembles", "transfer-curves", "history"]
     assert set(places.values()) == set(page.data)
     assert len(page.ids) == len(set(page.ids))
 
@@ -256,6 +316,44 @@ def test_tables_hold_the_numbers_given(page: Page):
         assert f"{distance:.2f}" in page.cells
     assert {"0.929", "0.892", "\u22120.734", "\u22123.2", "0.367"} <= set(page.cells)
     assert {"121.4", "weightspace demo --out run", "x86 <64>", "2.13.0"} <= set(page.cells)
+
+
+def test_layers_stand_in_order_with_the_first_probe_of_each_property(page: Page):
+    figure = json.loads(page.data["layers-0-data"])
+    assert figure["layout"]["xaxis"]["categoryarray"] == ["007", "conv2", "fc1", "all layers"]
+    lines = {line["name"]: line for line in figure["data"]}
+    assert set(lines) == {"test accuracy", "activation"}, "a property without values has no line, nor has the majority"
+    shift = 0.0 if "statistics" in page.words.partition("What each layer tells: ")[2][:12] else 0.05
+    accuracy = lines["test accuracy"]
+    assert accuracy["x"] == figure["layout"]["xaxis"]["categoryarray"]
+    assert accuracy["y"] == pytest.approx([figures.LEAST_OF_LAYER, 0.2 + shift, 0.4 + shift, 0.6 + shift])
+    assert accuracy["customdata"][0] == -4.5, "what is cut off can be read"
+    assert lines["activation"]["y"] == [0.6] * 4
+    other = {line["name"]: line["line"] for line in json.loads(page.data["layers-1-data"])["data"]}
+    assert other == {name: line["line"] for name, line in lines.items()}, "a property looks the same in both"
+
+
+def test_transfer_shows_the_intervals_given(page: Page):
+    traces = json.loads(page.data["transfer-curves-data"])["data"]
+    lines = [trace["name"] for trace in traces if trace["mode"] == "lines+markers"]
+    assert lines == ["zoo models", "random initialisation", "generated"], "generated is drawn last, on top"
+    for name, ends in {"generated": [(0.53, 0.57), (0.68, 0.72), (0.83, 0.87)], "zoo models": [(0.46, 0.54)]}.items():
+        low, high = (trace["y"] for trace in traces if trace["legendgroup"] == name and trace["mode"] == "lines")
+        assert list(zip(low, high, strict=True))[: len(ends)] == [pytest.approx(end) for end in ends]
+    assert max(y for trace in traces for y in trace["y"]) == 1, "an interval ends where accuracies do"
+    cells = page.cells[page.cells.index("0.0003") - 1 :]
+    assert cells[:8] == ["generated", "0.0003", "0.550", "0.850", "0.700", "1", "0.930", "< 0.001"]
+    assert "\u2013" in cells, "random initialisation is not compared with itself"
+
+
+def test_a_single_network_has_a_curve_without_interval(tmp_path: Path):
+    (tmp_path / "tables").mkdir()
+    text = "source,epoch,accuracy_mean,accuracy_low,accuracy_high\nnew,0,0.1,,\nnew,1,0.6,,\n"
+    (tmp_path / "tables/transfer_curves.csv").write_text(text)
+    page = read(report.write(tmp_path))
+    assert page.sections == ["transfer"]
+    low, high, line = json.loads(page.data["transfer-curves-data"])["data"]
+    assert low["y"] == high["y"] == line["y"] == [0.1, 0.6]
 
 
 def test_best_of_every_row_is_marked(page: Page):
@@ -316,13 +414,12 @@ def test_sources_with_any_name(tmp_path: Path):
     assert page.data == {}, "one epoch is no curve"
 
 
-@pytest.mark.parametrize("name", ["map", "properties", "predictions", "networks", "generation", "novelty", "ensembles"])
+@pytest.mark.parametrize("name", SECTION_OF)
 def test_one_table_alone_makes_one_section(run: Path, tmp_path: Path, name: str):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / f"{name}.csv").write_bytes((run / "tables" / f"{name}.csv").read_bytes())
     page = read(report.write(tmp_path))
-    section = {"map": SECTIONS[0], "properties": SECTIONS[1], "predictions": SECTIONS[1]}.get(name, SECTIONS[2])
-    assert page.sections == [section]
+    assert page.sections == [SECTION_OF[name]]
     shown = sum(tag == "figure" for tag, _ in page.tags)
     filled = len(page.data) + sum(tag == "table" for tag, _ in page.tags)
     assert shown == filled > 0, "no frame is empty"

@@ -34,6 +34,10 @@ REPRESENTATION_FAMILIES = {"statistic": "#3f7fb8", "flat": "#2f9e7d", "hyper": "
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot")
 ACCURACY = "metric.test_accuracy"
+LAYER_METRICS = ("r2", "accuracy")
+"""What is drawn of layers: R² of numbers, share of right classes of texts."""
+LEAST_OF_LAYER = -0.1
+"""Worse than this is drawn as this: R² has no lower end."""
 SVG_POINTS = 3000
 BINS = 40
 
@@ -86,6 +90,19 @@ def representation_styles(representations: Iterable[str]) -> dict[str, Style]:
     ['sane', 'flat']
     """
     return _styles(representations, REPRESENTATION_FAMILIES, ACCENTS, first=True)
+
+
+def target_styles(targets: Iterable[str]) -> dict[str, Style]:
+    """Styles of properties in the given order.
+
+    >>> [style.dash for style in target_styles(["step", "metric.test_accuracy"]).values()]
+    ['solid', 'solid']
+    """
+    colours = (ACCENT, *(c for kind, c in SOURCE_FAMILIES.items() if kind != "generated"))
+    return {
+        name: Style(colours[i % len(colours)], SYMBOLS[i % len(SYMBOLS)], DASHES[i // len(colours) % len(DASHES)])
+        for i, name in enumerate(dict.fromkeys(targets))
+    }
 
 
 def _styles(
@@ -322,6 +339,31 @@ def property_bars(properties: pl.DataFrame, styles: Mapping[str, Style]) -> Figu
     return {"data": data, "layout": layout | {"height": 420}}
 
 
+def layer_lines(layers: pl.DataFrame, styles: Mapping[str, Style]) -> Figure | None:
+    """How well each layer alone tells each property, and all of them together, of one representation.
+
+    Args:
+        layers: layer, layer_number, target, metric, value; the first probe of each target is drawn.
+        styles: Of the targets, in order.
+    """
+    shown = _finite(layers.filter(pl.col("metric").is_in(LAYER_METRICS)), "value")
+    shown = shown.unique(["layer", "target"], keep="first", maintain_order=True)
+    shown = shown.sort("layer_number", nulls_last=True, maintain_order=True)
+    places = [escape(name) for name in shown["layer"].unique(maintain_order=True)]
+    data: list[dict[str, object]] = []
+    for target, style in styles.items():
+        part = shown.filter(pl.col("target") == target)
+        line: dict[str, object] = {"type": "scatter", "mode": "lines+markers", "name": escape(plain_name(target))}
+        line |= {"x": [escape(name) for name in part["layer"]], "y": _values(part["value"].clip(LEAST_OF_LAYER))}
+        line |= {"customdata": _values(part["value"]), "hovertemplate": "%{x}: %{customdata:.3f}"}
+        line |= {"line": {"color": style.colour, "dash": style.dash, "width": 2}}
+        if part.height:
+            data.append(line | {"marker": {"symbol": style.symbol, "size": 8}})
+    axis = {"type": "category", "categoryorder": "array", "categoryarray": places}
+    measure = _axis("R², or share of right classes", range=[LEAST_OF_LAYER - 0.02, 1.02])
+    return {"data": data, "layout": {"xaxis": axis, "yaxis": measure, "height": 420}} if data else None
+
+
 def predicted_against_true(predictions: pl.DataFrame, style: Style) -> Figure | None:
     """Predicted against true values of one target, one representation and one probe.
 
@@ -426,13 +468,32 @@ def accuracy_against_distance(networks: pl.DataFrame, styles: Mapping[str, Style
 def fine_tuning_curves(generation: pl.DataFrame, styles: Mapping[str, Style]) -> Figure | None:
     """Mean accuracy over the epochs of fine-tuning, with a band of one standard deviation.
 
-    The second and later source of a kind wait in the legend for a click, as all together hide each other.
-
     Args:
         generation: source, epoch, accuracy_mean, accuracy_std.
         styles: Of the sources, in order.
     """
-    frame = _finite(generation, "epoch", "accuracy_mean").sort("epoch")
+    spread = pl.col("accuracy_std").fill_nan(0).fill_null(0)
+    low, high = pl.col("accuracy_mean") - spread, pl.col("accuracy_mean") + spread
+    return _training_of_sources(generation, low, high, styles, "epochs of fine-tuning")
+
+
+def transfer_curves(curves: pl.DataFrame, styles: Mapping[str, Style]) -> Figure | None:
+    """Mean accuracy over the epochs of training on a task, with the 95 % interval of the mean.
+
+    Args:
+        curves: source, epoch, accuracy_mean, accuracy_low, accuracy_high.
+        styles: Of the sources, in order.
+    """
+    low, high = (pl.col(f"accuracy_{end}").fill_nan(None).fill_null(pl.col("accuracy_mean")) for end in ("low", "high"))
+    return _training_of_sources(curves, low, high, styles, "epochs of training on the task")
+
+
+def _training_of_sources(
+    table: pl.DataFrame, low: pl.Expr, high: pl.Expr, styles: Mapping[str, Style], title: str
+) -> Figure | None:
+    """The second and later source of a kind wait in the legend for a click, as all together hide each other."""
+    frame = _finite(table, "epoch", "accuracy_mean").sort("epoch")
+    frame = frame.with_columns(low.clip(0, 1).alias("low"), high.clip(0, 1).alias("high"))
     data: list[dict[str, object]] = []
     curves = [name for name in styles if frame.filter(pl.col("source") == name).height > 1]
     kinds = [family(name, SOURCE_FAMILIES) or name for name in curves]
@@ -440,17 +501,17 @@ def fine_tuning_curves(generation: pl.DataFrame, styles: Mapping[str, Style]) ->
         name, style = curves[i], styles[curves[i]]
         part = frame.filter(pl.col("source") == name)
         seen: dict[str, object] = {"visible": True if kinds.index(kinds[i]) == i else "legendonly"}
-        epochs, mean = _values(part["epoch"]), part["accuracy_mean"]
-        spread = part["accuracy_std"].fill_nan(0).fill_null(0)
-        low, high = (mean - spread).clip(0, 1), (mean + spread).clip(0, 1)
-        shown_name = escape(name)
-        band = _band(epochs, _values(low), _values(high), style.colour, 0.14, shown_name, group=shown_name)
+        epochs, shown_name = _values(part["epoch"]), escape(name)
+        band = _band(
+            epochs, _values(part["low"]), _values(part["high"]), style.colour, 0.14, shown_name, group=shown_name
+        )
         data += [trace | seen for trace in band]
         line = seen | {"type": "scatter", "mode": "lines+markers", "name": shown_name}
-        line |= {"x": epochs, "y": _values(mean), "legendgroup": shown_name, "legendrank": 1000 - len(data)}
+        line |= {"x": epochs, "y": _values(part["accuracy_mean"])}
+        line |= {"legendgroup": shown_name, "legendrank": 1000 - len(data)}
         line |= {"line": {"color": style.colour, "dash": style.dash, "width": 3 if style.colour == ACCENT else 2}}
         data.append(line | {"marker": {"symbol": style.symbol, "size": 8}, "hovertemplate": "epoch %{x}: %{y:.3f}"})
-    layout = {"xaxis": _axis("epochs of fine-tuning"), "yaxis": _axis("test accuracy"), "height": 460}
+    layout = {"xaxis": _axis(title), "yaxis": _axis("test accuracy"), "height": 460}
     return {"data": data, "layout": layout} if data else None
 
 

@@ -6,12 +6,7 @@ from pathlib import Path
 import polars as pl
 
 from weightspace.errors import ConfigError, MissingExtra
-from weightspace.report.figures import plain_name
-
-METRICS = ("r2", "accuracy")
-"""What is drawn: R² of numbers, share of right classes of texts."""
-LEAST = -0.1
-"""Worse than this is drawn as this: R² has no lower end."""
+from weightspace.report.figures import LAYER_METRICS, LEAST_OF_LAYER, plain_name
 
 
 def layers_picture(table: pl.DataFrame, out: Path) -> Path:
@@ -39,7 +34,7 @@ def layers_picture(table: pl.DataFrame, out: Path) -> Path:
     except ImportError as error:
         message = "the picture needs matplotlib, which is not installed: pip install 'weightspace[plot]'"
         raise MissingExtra(message) from error
-    shown = table.filter(pl.col("metric").is_in(METRICS) & pl.col("value").is_finite())
+    shown = table.filter(pl.col("metric").is_in(LAYER_METRICS) & pl.col("value").is_finite())
     shown = shown.unique(["representation", "layer", "target"], keep="first", maintain_order=True)
     names = shown["representation"].unique(maintain_order=True).to_list()
     if not names:
@@ -52,10 +47,11 @@ def layers_picture(table: pl.DataFrame, out: Path) -> Path:
         for target in own["target"].unique(maintain_order=True):
             values = dict(own.filter(target=target).select("layer", "value").iter_rows())
             heights = [
-                max(LEAST, values[layer]) if isfinite(values.get(layer, float("nan"))) else None for layer in layers
+                max(LEAST_OF_LAYER, values[layer]) if isfinite(values.get(layer, float("nan"))) else None
+                for layer in layers
             ]
             axes.plot(layers, heights, marker="o", label=plain_name(target))
-        axes.set(title=name, ylim=(LEAST, 1.02))
+        axes.set(title=name, ylim=(LEAST_OF_LAYER, 1.02))
         axes.tick_params(axis="x", rotation=60)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("R², or share of right classes")

@@ -1,4 +1,4 @@
-"""The page of a run: headline, population, reading properties, generating networks, how it was made.
+"""The page of a run: headline, population, reading properties, layers, generating networks, transfer, how it was made.
 
 Everything is formatted from the run's tables; a part whose table is missing is left out.
 """
@@ -31,6 +31,15 @@ NOVELTY_HEADS = {
     "nap_50": "novel & good .5",
     "nap_75": "novel & good .75",
     "nap_100": "novel & good 1",
+}
+TRANSFER_HEADS = {
+    "learning_rate": "learning rate",
+    "start": "start",
+    "final": "final",
+    "area": "mean over epochs",
+    "epochs_to_threshold": "epochs to threshold",
+    "effect": "better than reference",
+    "p_value": "p",
 }
 
 
@@ -76,7 +85,7 @@ def _plotly_script() -> str:
 
 
 def _page(run: Run, plotly: str) -> str:
-    sources = (run.tables[n]["source"] for n in ("generation", "networks", "novelty", "ensembles") if n in run.tables)
+    sources = (table["source"] for table in run.tables.values() if "source" in table.columns)
     scores = (run.tables[n]["representation"] for n in ("properties", "predictions") if n in run.tables)
     source_styles = figures.source_styles(str(name) for column in sources for name in column)
     representation_styles = figures.representation_styles(str(name) for column in scores for name in column)
@@ -85,7 +94,9 @@ def _page(run: Run, plotly: str) -> str:
         headline(run, title, source_styles, representation_styles),
         section("The population", _population(run)),
         section("Reading properties", _reading(run.tables, representation_styles)),
+        section("Layer by layer", _layers(run.tables)),
         section("Generating networks", _generating(run.tables, source_styles)),
+        section("Transfer", _transfer(run.tables, source_styles)),
         section("How it was made", _making(run)),
     ]
     room = files("weightspace.report")
@@ -189,6 +200,24 @@ def _property_tables(properties: pl.DataFrame, styles: Mapping[str, Style]) -> l
     ]
 
 
+def _layers(tables: Mapping[str, pl.DataFrame]) -> list[str]:
+    layers = tables.get("layers")
+    if layers is None:
+        return []
+    styles = figures.target_styles(layers["target"])
+    blocks = (
+        figure_block(
+            f"layers-{i}",
+            f"What each layer tells: {name}",
+            "A probe on each layer alone, at the right on all of them (worse than -0.1 is drawn as that): see which "
+            "layer knows a property, and whether all together know more than the best one.",
+            figures.layer_lines(layers.filter(pl.col("representation") == name), styles),
+        )
+        for i, name in enumerate(dict.fromkeys(layers["representation"]))
+    )
+    return [pair(*blocks)]
+
+
 def _has_numbers(frame: pl.DataFrame, column: str) -> bool:
     return column in frame.columns and frame[column].dtype.is_numeric() and frame[column][0] is not None
 
@@ -263,6 +292,44 @@ def _generating(tables: Mapping[str, pl.DataFrame], styles: Mapping[str, Style])
             figures.ensemble_curves(ensembles, styles) if ensembles is not None else None,
         ),
     ]
+
+
+def _transfer(tables: Mapping[str, pl.DataFrame], styles: Mapping[str, Style]) -> list[str]:
+    curves, summary = tables.get("transfer_curves"), tables.get("transfer_summary")
+    return [
+        figure_block(
+            "transfer-curves",
+            "As a start for a task",
+            "Mean of the networks of a source and its 95 % interval, each source with its own learning rate: a good "
+            "start is high at the left, and worth something if random initialisation has not caught up at the right. "
+            "Click a name to show or hide it.",
+            figures.transfer_curves(curves, styles) if curves is not None else None,
+        ),
+        _transfer_table(summary, styles) if summary is not None else "",
+    ]
+
+
+def _transfer_table(summary: pl.DataFrame, styles: Mapping[str, Style]) -> str:
+    columns = {c: head for c, head in TRANSFER_HEADS.items() if _is_number(summary, c)}
+    rows = []
+    for name in styles:
+        for row in summary.filter(pl.col("source") == name).iter_rows(named=True):
+            cell, learned = _source_cell(name)
+            rows.append(Row([cell, *(Cell(_transfer_number(c, row[c])) for c in columns)], learned))
+    caption = (
+        "Test accuracy before, after and on average over training; the first measured epoch at which the mean reaches "
+        "what random initialisation ends with; and at the end the chance that a network of the source is better than a "
+        "randomly initialised one, with the p-value of that (Mann-Whitney)."
+    )
+    return table("Transfer in numbers", caption, [[("source", 1), *((head, 1) for head in columns.values())]], rows)
+
+
+def _transfer_number(column: str, value: float | None) -> str:
+    if value is None or value != value:
+        return MISSING
+    if column == "p_value" and value < 0.001:
+        return "< 0.001"
+    return f"{value:g}" if column in ("learning_rate", "epochs_to_threshold") else number(value)
 
 
 def _is_number(frame: pl.DataFrame, column: str) -> bool:

@@ -15,12 +15,15 @@ REQUIRED = {
     "map": ("model", "step", "x", "y"),
     "properties": ("representation", "probe", "target", "metric", "value"),
     "predictions": ("representation", "probe", "target", "true", "predicted"),
+    "layers": ("representation", "layer", "layer_number", "target", "metric", "value"),
     "networks": ("source", "epoch", "accuracy"),
     "generation": ("source", "epoch", "accuracy_mean", "accuracy_std"),
     "novelty": ("source", "distance_ratio_50"),
     "ensembles": ("source", "members", "accuracy"),
+    "transfer_curves": ("source", "epoch", "accuracy_mean", "accuracy_low", "accuracy_high"),
+    "transfer_summary": ("source", "start", "final", "area"),
 }
-TEXT = {"model", "split", "representation", "probe", "target", "metric", "source", "verdict"}
+TEXT = {"model", "split", "representation", "layer", "probe", "target", "metric", "source", "verdict"}
 
 
 class ReportError(WeightspaceError):
