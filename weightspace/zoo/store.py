@@ -323,7 +323,7 @@ class Zoo:
 
         Args:
             largest: Also leave out those with a weight of a larger magnitude: trainings that were about to diverge.
-                The Model Zoos' notebooks take 5.
+                The Model Zoos' notebooks take 5. Running statistics are no weights.
         """
         return self._with(self.table.filter(pl.Series(self._is_finite(largest).numpy())))
 
@@ -475,9 +475,13 @@ class Zoo:
             for digest in self._layout_digests:
                 layout, places = self._layout(digest), self._of_layout(digest)
                 size = max(1, READ_VALUES // max(1, layout.parameters))
+                limit = np.repeat(
+                    [math.inf if spec.role.startswith("running") else largest for spec in layout.tensors],
+                    [spec.size for spec in layout.tensors],
+                )
                 for some in (places[i : i + size] for i in range(0, len(places), size)):
                     values = self.shards.read(self._locations, layout, some)
-                    finite[some] = (np.isfinite(values) & (np.abs(values) <= largest)).all(axis=1)
+                    finite[some] = (np.isfinite(values) & (np.abs(values) <= limit)).all(axis=1)
                     advance(len(some))
         return torch.from_numpy(finite)
 
