@@ -250,6 +250,15 @@ def test_what_is_not_finite_is_kept_found_and_named(tmp_path, monkeypatch, value
     zoo.finite().require_finite("fitting")
 
 
+def test_running_statistics_are_no_weights_that_are_too_large():
+    layout = Layout.of(torch.nn.BatchNorm1d(2))
+    rows = torch.ones(3, layout.parameters)
+    rows[0, layout.slices["running_var"]] = 100.0
+    rows[1, layout.slices["weight"]] = 100.0
+    zoo = weightspace.zoo.Zoo.in_memory(rows, layout, pl.DataFrame({"model": [*"abc"], "step": [0] * 3}), {})
+    assert zoo.finite(largest=5).models == ["a", "c"]
+
+
 def test_columns_can_be_added_but_not_those_that_identify_a_checkpoint():
     zoo = memory_zoo([*"abc"], 2)
     more = zoo.with_columns(
