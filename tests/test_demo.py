@@ -20,7 +20,10 @@ TINY = DemoConfig(
     prompts=0.8,
     networks=8,
 )
-TABLES = [f"{name}.csv" for name in REQUIRED]
+OF_OTHER_COMMANDS = {"layers", "transfer_curves", "transfer_summary"}
+"""Of `predict --layers` and `evaluate transfer`; the report shows them where they are."""
+MADE = [name for name in REQUIRED if name not in OF_OTHER_COMMANDS]
+TABLES = [f"{name}.csv" for name in MADE]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def test_the_run_folder_is_complete(made):
     assert len(open_zoo(folder / "zoo")) == 60 and len(open_zoo(folder / "samples")) == 8
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", MADE)
 def test_tables_have_their_columns(made, name):
     frame = table(made[0], name)
     assert len(frame) and set(REQUIRED[name]) <= set(frame.columns)

@@ -256,7 +256,7 @@ def test_running_statistics_are_no_weights_that_are_too_large():
     rows[0, layout.slices["running_var"]] = 100.0
     rows[1, layout.slices["weight"]] = 100.0
     zoo = weightspace.zoo.Zoo.in_memory(rows, layout, pl.DataFrame({"model": [*"abc"], "step": [0] * 3}), {})
-    assert zoo.finite(largest=5).models == ["a", "c"]
+    assert zoo.finite(largest=5.0).models == ["a", "c"]
 
 
 def test_columns_can_be_added_but_not_those_that_identify_a_checkpoint():
