@@ -282,7 +282,9 @@ def said_ablation(found: pl.DataFrame) -> str:
         f"{drawn(halo=False, conditioning=False):.3f}); without alignment {drawn(alignment=False):.3f}; without the "
         f"normalisation of layers {drawn(**{'loss normalisation': False}):.3f}, though its weights are "
         f"nearer by the mean "
-        "error: small layers pay. The hyper-representations of CNN-s learned too little for their rows to say anything."
+        "error: with one number it is small layers that go wrong, likely. The hyper-representations of CNN-s learned too little for their rows to say anything. "
+        "(A first run on the same test images, in which running variances above 5 counted as weights and left 64 of the "
+        "96 ResNets, had .876 with conditioning and .440 without.)"
     )
 
 
