@@ -206,7 +206,8 @@ def said_properties(found: pl.DataFrame, learned_from_accuracy: pl.DataFrame) ->
     lines.append(
         "Tried: six embeddings of three autoencoders, each alone and beside statistics, linear and "
         "boosted. What limits "
-        "them: these zoos vary initialisation and optimiser widely, so that most of the variance of the weights, which "
+        "them: these zoos vary initialisation and optimiser widely, so that most of the variance of the "
+        "weights, which "
         "an autoencoder keeps, tells nothing of accuracy; trees cut percentiles, a linear map of a thousand features "
         "with as many networks does not. That is the likely reason, not a shown one. More than half of the "
         "CNN-s networks stay near chance after so few steps."
@@ -255,7 +256,8 @@ def said_generation(measured: pl.DataFrame, novelty: pl.DataFrame) -> str:
         "Tried on validation images: joint at bandwidths .1 to .5, smooth at .2 to 1 with spreads .65 to "
         "1, best of 5 and of 20, 1 to 6 rounds.",
         f"The `reference` sampler, as the published code draws by its fixed seed, makes shifted copies "
-        f"({mean['SANE, reference', 0]:.3f} at d/τ {new['SANE, reference']['distance_ratio_50']:.2f}); the independent "
+        f"({mean['SANE, reference', 0]:.3f} at d/τ {new['SANE, reference']['distance_ratio_50']:.2f}); "
+        f"the independent "
         f"draws that the paper describes are at {mean['SANE, independent', 0]:.3f}. So that error "
         "likely made the published numbers.",
         f"SANE decodes held-out networks almost without loss ({mean['reconstruction of held-out', 0]:.3f} of "
@@ -282,8 +284,10 @@ def said_ablation(found: pl.DataFrame) -> str:
         f"{drawn(halo=False, conditioning=False):.3f}); without alignment {drawn(alignment=False):.3f}; without the "
         f"normalisation of layers {drawn(**{'loss normalisation': False}):.3f}, though its weights are "
         f"nearer by the mean "
-        "error: with one number it is small layers that go wrong, likely. The hyper-representations of CNN-s learned too little for their rows to say anything. "
-        "(A first run on the same test images, in which running variances above 5 counted as weights and left 64 of the "
+        "error: with one number it is small layers that go wrong, likely. The hyper-representations of "
+        "CNN-s learned too little for their rows to say anything. "
+        "(A first run on the same test images, in which running variances above 5 counted as weights and "
+        "left 64 of the "
         "96 ResNets, had .876 with conditioning and .440 without.)"
     )
 
