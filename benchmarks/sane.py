@@ -3,7 +3,8 @@
 python benchmarks/sane.py: two cores, about two minutes.
 
 Steps of training are taken in float32 and under automatic mixed precision in bfloat16 (`--precision bf16-mixed`); the
-latter is measured against the plain step in the same precision, and against the plain step in float32.
+latter is measured against the plain step in the same precision, and against the plain step in float32. Attention in
+bfloat16 is written out on processors: its line has the fused kernel as the plain way.
 
 The plain way is what the field's scripts do. A file a checkpoint; the last one of each model is matched by coordinate
 descent (the loop of `alignment.py`), its permutation applied to all; layers are standardised and cut one by one. For
@@ -36,7 +37,7 @@ from weightspace import networks
 from weightspace.encoders.preparation import Preparation
 from weightspace.encoders.sane import SANE, SANEModule
 from weightspace.encoders.sane_config import SANEConfig
-from weightspace.encoders.transformer import nt_xent
+from weightspace.encoders.transformer import attention, nt_xent
 from weightspace.generators.kde import KDEConfig, draw
 from weightspace.networks.layout import Layout
 from weightspace.symmetry import PermutationGroup, chain_groups, random_permutations
@@ -310,6 +311,19 @@ def training_step(width: int, depth: int, *, networks: int = 64, copies: int = 2
     ]
 
 
+def attending(width: int, *, windows: int = 64, heads: int = 4, turns: int = 20) -> str:
+    """Attention in bfloat16, forward and backward: written out, as on processors, and the fused kernel."""
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(3, windows, heads, WINDOW, width, generator=generator).bfloat16().requires_grad_()
+
+    def through(way: Callable[..., Tensor]) -> None:
+        qkv.grad = None
+        way(*qkv).sum().backward()
+
+    ways = [partial(through, attention), partial(through, F.scaled_dot_product_attention)]
+    return line(f"bf16 attention, heads of {width}", "windows", windows, fastest(turns, *ways, clock=process_time))
+
+
 def drawing(prompts: int, n: int) -> str:
     """Latents of networks from the kernel density of each scalar."""
     latents = torch.randn(prompts, 48, 128, generator=torch.Generator().manual_seed(0))
@@ -364,6 +378,8 @@ def main() -> None:
         lambda: preparing(models=600, plain_models=100),
         lambda: training_step(128, 2, turns=8),
         lambda: training_step(256, 4),
+        lambda: attending(32),
+        lambda: attending(64),
         lambda: drawing(prompts=15, n=100),
         memory,
     ]

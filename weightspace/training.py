@@ -45,6 +45,7 @@ class TrainingConfig:
     patience: int | None = None
     """Stop after so many epochs without a better validation loss; never when missing."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """`bf16-mixed` is faster where bfloat16 is multiplied by the machine itself, as on late processors and GPUs."""
     accelerator: str = "auto"
     """`cpu`, `cuda`, `mps` or `auto`."""
     devices: int = 1

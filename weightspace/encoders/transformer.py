@@ -58,9 +58,8 @@ class Block(nn.Module):
 def attention(q: Float[Tensor, "b h t e"], k: Float[Tensor, "b h s e"], v: Float[Tensor, "b h s e"]) -> Tensor:
     """Softmax attention of each head, `[b, h, t, e]`.
 
-    On processors the fused kernel in bfloat16 took three to six times as long, forward and backward, as in float32, and
-    the products written out 0.6 to 0.9 times (windows of 32 tokens, heads of 32 and 64). Their matrices are smaller
-    than the states of the MLP up to windows of four times a head's width.
+    On processors the products are written out in bfloat16, whose fused kernel is slow there (`benchmarks/sane.py`).
+    Their matrices are smaller than the states of the MLP up to windows of four times a head's width.
     """
     if q.dtype == torch.bfloat16 and q.device.type == "cpu":
         return (q @ k.transpose(2, 3) * q.shape[3] ** -0.5).softmax(3) @ v

@@ -165,8 +165,8 @@ def swag(
         seed: Of the batches and of the draws.
 
     Returns:
-        A zoo in memory, the first sample of all runs before the second: the models are named after their starts,
-        which are in the column `start`, and `step` is the number of epochs trained.
+        A zoo in memory, the first sample of all runs before the second: samples of a run are the checkpoints of its
+        model, so that a split keeps them together, and `step` is the number of the sample.
 
     Raises:
         ZooError: There are no starts, or several checkpoints of one model.
@@ -177,8 +177,8 @@ def swag(
     >>> from weightspace.networks import MLP, Layout, to_json
     >>> layout, table = Layout.of(MLP().build()), pl.DataFrame({"model": ["a"], "step": [0]})
     >>> start = Zoo.in_memory(torch.randn(1, layout.parameters), layout, table, {"network": to_json(MLP())})
-    >>> swag(start, datasets.load("digits", train_limit=64), samples=2, epochs=3, learning_rate=0.01).models
-    ['a-swag-000', 'a-swag-001']
+    >>> swag(start, datasets.load("digits", train_limit=64), samples=2, epochs=3, learning_rate=0.01).table.height
+    2
     """
     if samples < 1 or epochs < 2 or rank < 2 or burn_in < 0:
         raise ConfigError(
@@ -193,11 +193,6 @@ def swag(
     ):  # fmt: skip
         seen = seen.after(rows, rank=rank)
     drawn = seen.sample(samples, torch.arange(len(starts)) + (seed << 32))
-    runs = starts.table.select(pl.col("model").alias("start"), pl.col("^config\\..*$"))
-    table = pl.concat(
-        [
-            runs.with_columns(model=pl.format("{}-swag-{}", "start", pl.lit(f"{number:03d}")), step=pl.lit(total))
-            for number in range(samples)
-        ]
-    ).with_columns(pl.col("step").cast(pl.Int64))
+    runs = starts.table.select("model", pl.col("^config\\..*$"))
+    table = pl.concat([runs.with_columns(step=pl.lit(number, pl.Int64)) for number in range(samples)])
     return conditioned(Zoo.in_memory(drawn.flatten(0, 1), starts.layout, table, starts.header), data, seed)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from weightspace.datasets import Dataset
-from weightspace.generators.gauge import RUNNING
 from weightspace.networks import Layout, Network
+from weightspace.networks.layout import RUNNING
 from weightspace.zoo import Zoo
 from weightspace.zoo.behaviour import by_activation
 

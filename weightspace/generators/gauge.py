@@ -29,6 +29,7 @@ from torch import Tensor
 
 from weightspace.errors import LayoutError
 from weightspace.networks import Classifier, Layout
+from weightspace.networks.layout import RUNNING
 from weightspace.symmetry import (
     PermutationGroup,
     Place,
@@ -43,7 +44,6 @@ from weightspace.symmetry import (
 )
 
 Order = Literal["none", "sort", "align"]
-RUNNING = ("running_mean", "running_var")
 OUTPUT = "output of the network"
 """Why a trace freezes the axes that count classes."""
 _LEAST = 1e-8  # mean square that smaller ones count as, for units whose weights are all zero

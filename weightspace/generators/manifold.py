@@ -34,7 +34,7 @@ from weightspace.encoders.pretrained import local_folder, structure
 from weightspace.errors import ConfigError, WeightspaceError, unknown_name
 from weightspace.generators.batch_norm import calibration_images, with_batch_statistics, with_running_statistics
 from weightspace.generators.entropy import ORDERS, Norm, entropy, neighbour_distances
-from weightspace.generators.gauge import RUNNING, Gauge, Order
+from weightspace.generators.gauge import Gauge, Order
 from weightspace.generators.hypergan import AdversarialConfig, Adversary, code_shape, pretrain_mixer
 from weightspace.generators.hypernetwork import Hypernetwork, HypernetworkConfig
 from weightspace.generators.pretrained import (
@@ -50,6 +50,7 @@ from weightspace.generators.pretrained import (
 )
 from weightspace.generators.warm_start import WarmStart
 from weightspace.networks import SIREN, Classifier, Network
+from weightspace.networks.layout import RUNNING
 from weightspace.networks.population import as_classifier
 from weightspace.training import TrainingConfig
 from weightspace.zoo import Zoo

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from weightspace.generators.gauge import OUTPUT, RUNNING
+from weightspace.generators.gauge import OUTPUT
 from weightspace.networks import TensorSpec
+from weightspace.networks.layout import RUNNING
 from weightspace.symmetry import PermutationGroup, Place, ScaleGroup, Symmetry, unit_view
 
 

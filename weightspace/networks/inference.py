@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from weightspace.networks.layout import LayerKind, Layout, Role, TensorSpec
+from weightspace.networks.layout import RUNNING, LayerKind, Layout, Role, TensorSpec
 
-_STATISTICS = ("running_mean", "running_var")
 _NORM = re.compile(r"norm|(^|[._])(bn|ln|gn|rms)\d*([._]|$)", re.IGNORECASE)
 _TABLE = re.compile(r"embed|(^|[._])(wte|wpe|token_type|relative_position)", re.IGNORECASE)
 _TRANSPOSED = re.compile(r"transpose|deconv|upconv|convt", re.IGNORECASE)
@@ -60,7 +59,7 @@ def layout_from_shapes(shapes: Mapping[str, Sequence[int]]) -> Layout:
 def _kind(layer: str, shapes: Mapping[str, tuple[int, ...]]) -> LayerKind:
     """What kind of module owns these tensors together."""
     weight, bias = shapes.get("weight"), shapes.get("bias")
-    if any(key in shapes for key in _STATISTICS):
+    if any(key in shapes for key in RUNNING):
         return "norm"
     if weight is None:
         return "other"
@@ -99,8 +98,8 @@ def _transposed_layers(layers: Mapping[str, Mapping[str, tuple[int, ...]]]) -> s
 
 
 def _spec(name: str, key: str, shape: tuple[int, ...], layer: LayerKind, transposed: bool) -> TensorSpec:
-    role: Role = key if key in ("bias", *_STATISTICS) else "weight"  # type: ignore[assignment]
-    if key not in ("weight", "bias", *_STATISTICS):
+    role: Role = key if key in ("bias", *RUNNING) else "weight"
+    if key not in ("weight", "bias", *RUNNING):
         layer = "other"  # in_proj_weight, log_std: no part of a plain layer
     matrix = layer in ("linear", "conv") and role == "weight"
     output_axis = int(transposed) if matrix else (0 if shape and layer != "other" else None)

@@ -20,6 +20,8 @@ from weightspace.errors import LayoutError
 
 LayerKind = Literal["linear", "conv", "norm", "other"]
 Role = Literal["weight", "bias", "running_mean", "running_var"]
+RUNNING: tuple[Role, ...] = ("running_mean", "running_var")
+"""Statistics that batch normalisation keeps: values of a checkpoint, no weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from weightspace.networks import SIREN, Classifier, Network, WildPark, streams
 from weightspace.networks.blocks import Dropout
 from weightspace.networks.compilation import compiled_step
 from weightspace.networks.initialisation import INITIALISATIONS, initial_rows
-from weightspace.networks.layout import Layout
+from weightspace.networks.layout import RUNNING, Layout
 from weightspace.networks.optimisers import OptimiserName, OptimiserState, PopulationOptimiser, Schedule, Step
 
 __all__ = [
@@ -280,7 +280,7 @@ def _population_step(
     compiled: bool,
 ) -> Step:
     """A step of all networks, as a function of their state, dropout masks and each network's own batch."""
-    statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in ("running_mean", "running_var")}
+    statistics = {s.name: layout.slices[s.name] for s in layout.tensors if s.role in RUNNING}
     counters = [name for name, _ in module.named_buffers() if name.endswith("num_batches_tracked")]
     for part in module.modules():
         part.training = isinstance(part, nn.modules.batchnorm._BatchNorm)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from weightspace.errors import LayoutError, ZooError, unknown_name
-from weightspace.networks.layout import Layout
+from weightspace.networks.layout import RUNNING, Layout
 from weightspace.progress import progress_bar
 from weightspace.zoo import splits
 from weightspace.zoo.duplicates import first_of_identical
@@ -476,7 +476,7 @@ class Zoo:
                 layout, places = self._layout(digest), self._of_layout(digest)
                 size = max(1, READ_VALUES // max(1, layout.parameters))
                 limit = np.repeat(
-                    [math.inf if spec.role.startswith("running") else largest for spec in layout.tensors],
+                    [math.inf if spec.role in RUNNING else largest for spec in layout.tensors],
                     [spec.size for spec in layout.tensors],
                 )
                 for some in (places[i : i + size] for i in range(0, len(places), size)):
