@@ -1,8 +1,9 @@
 """How the C library treats freed memory, in processes of our own.
 
 Tensors of a vectorised population have megabytes. The GNU C library asks the kernel for each of them and gives it back
-at once, so that every page of the next one is zeroed again: training small networks spent nearly half of its time
-there. Only the command line and the workers of a zoo do this; in a process of somebody else it is not ours to decide.
+at once, so that every page of the next one is zeroed again: a fifth of the time of training small networks
+(`benchmarks/allocation.py`). Only the command line and the workers of a zoo do this; in a process of somebody else it
+is not ours to decide.
 """
 
 import ctypes
