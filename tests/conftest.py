@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightspace.allocation import keep_freed_memory
-
 torch.set_num_threads(1)  # test processes run side by side, one core each
-keep_freed_memory()  # they are our own, like the workers of a zoo
 
 
 @pytest.fixture(scope="session")
